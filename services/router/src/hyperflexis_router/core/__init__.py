@@ -1,0 +1,1 @@
+"""The router's decisions, pure: messages and the time in, effects out. No I/O, no clock, no randomness."""

@@ -1,0 +1,105 @@
+"""One client stream, and what is measured of a request.
+
+A stream holds no queue of deltas: it holds an index. Whenever the client can take more, the next delta is made
+from the committed tokens, so a reader may be as slow as it likes and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from hyperflexis.common.v1 import sampling_pb2
+from hyperflexis.router.v1 import inference_service_pb2
+from hyperflexis_common.tokens import TOKEN_BYTES
+from hyperflexis_common.verdict import Outcome
+
+COALESCE_US = 10_000
+DELTA_TOKENS = 1_024
+"""A delta that catches up carries at most this many tokens."""
+NOTICE_LIMIT = 64
+
+TextBetween = Callable[[int, int, bool], str]
+"""(start, end, last) -> text of tokens [start, end), with the held-back end if it is the last."""
+
+
+class ClientStream:
+    """What one client has been sent: contiguous deltas, notices, and at the end exactly one Finished."""
+
+    def __init__(self, next_index: int, tpot_us: int, text_between: TextBetween | None) -> None:
+        self.next_index = next_index
+        self._window_us = min(COALESCE_US, tpot_us // 4)
+        self._text_between = text_between
+        self._not_before_us = 0
+        self._notices: deque[inference_service_pb2.Notice] = deque(maxlen=NOTICE_LIMIT)
+        self.done = False
+
+    def notice(self, notice: inference_service_pb2.Notice) -> None:
+        """Notices beyond the limit push the oldest out."""
+        self._notices.append(notice)
+
+    def wait_us(self, available: int, over: bool, now_us: int) -> int | None:
+        """How long until `next_event` has something; None = not before more happens."""
+        if self.done:
+            return None
+        if over or self._notices:
+            return 0
+        return max(0, self._not_before_us - now_us) if available > self.next_index else None
+
+    def next_event(
+        self, output: bytes | bytearray, available: int, finished: inference_service_pb2.Finished | None, now_us: int
+    ) -> inference_service_pb2.StreamEvent | None:
+        """The next thing to send, given output tokens [0, available). None = wait."""
+        wait = self.wait_us(available, finished is not None, now_us)
+        if wait is None or wait > 0:
+            return None
+        if self._notices:
+            return inference_service_pb2.StreamEvent(notice=self._notices.popleft())
+        start, end = self.next_index, min(available, self.next_index + DELTA_TOKENS)
+        last = finished is not None and end >= available
+        text = self._text_between(start, max(start, end), last) if self._text_between else ""
+        if end > start or text:
+            self.next_index = max(start, end)
+            self._not_before_us = now_us + self._window_us
+            if last:
+                # The text that was held back has gone out with this delta.
+                self._text_between = None
+            delta = inference_service_pb2.Delta(start_index=start, text=text)
+            delta.token_ids.packed = bytes(output[start * TOKEN_BYTES : self.next_index * TOKEN_BYTES])
+            return inference_service_pb2.StreamEvent(delta=delta)
+        assert finished is not None
+        self.done = True
+        return inference_service_pb2.StreamEvent(finished=finished)
+
+
+class Measured:
+    """When tokens were queued to the client, in microseconds since the full request was received."""
+
+    def __init__(self, received_us: int, first_us: int | None = None) -> None:
+        """`first_us`: of the first token, where an earlier owner has queued it."""
+        self._received_us = received_us
+        self.first_us = first_us
+        self._last_us = first_us
+        self.max_gap_us = 0
+        self.tokens = 0
+
+    def queued(self, tokens: int, now_us: int) -> None:
+        at = now_us - self._received_us
+        if self._last_us is None:
+            self.first_us = at
+        else:
+            self.max_gap_us = max(self.max_gap_us, at - self._last_us)
+        self._last_us = at
+        self.tokens += tokens
+
+    @property
+    def ttft_us(self) -> int:
+        """0 where no token was ever queued."""
+        return self.first_us or 0
+
+    def outcome(
+        self, reason: sampling_pb2.FinishReason.ValueType, output_tokens: int, downgraded: bool, now_us: int
+    ) -> Outcome:
+        return Outcome(
+            reason, output_tokens, self.first_us, self._last_us, now_us - self._received_us, downgraded=downgraded
+        )

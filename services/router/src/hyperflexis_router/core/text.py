@@ -1,0 +1,100 @@
+"""T(n): the text that may be shown after n output tokens.
+
+A pure function of the token prefix, and monotone: T(n) begins with T(n-1). Characters are whole, possible
+stop strings are held back. Because each token's own part of it is kept, any delta [a, b) is T(b) - T(a), whoever
+asks for it and however often.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from hyperflexis_router.core.stops import StopStrings
+
+REPLACEMENT = "\ufffd"
+CHARACTER_TOKENS = 4
+"""A character has at most four bytes, so at most this many tokens."""
+UNDECIDED_TOKENS = 16
+"""Undecodable output this long is settled up to its last CHARACTER_TOKENS tokens: work per token is bounded."""
+
+Decode = Callable[[list[int]], str]
+"""Token ids to text, special tokens skipped: `tokenizer.decode`."""
+
+
+class Detokenizer:
+    """Token by token to text, looking back only as far as the last settled piece.
+
+    Decoders look at neighbours (spaces, multi-byte characters), so a token's text is the difference between
+    decoding a window with it and without it.
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._window: list[int] = []
+        self._settled = 0
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """The characters that this token completes."""
+        self._window.append(token)
+        text = self._decode(self._window)
+        if len(text) > len(self._shown) and not text.endswith(REPLACEMENT):
+            return self._settle(text, len(self._window))
+        if len(self._window) - self._settled < UNDECIDED_TOKENS:
+            return ""
+        if text == self._shown:
+            # Skipped special tokens: they add nothing, and the window before them is still needed.
+            del self._window[self._settled : -CHARACTER_TOKENS]
+            return ""
+        # No character is this long: what ends before the last few tokens cannot change any more.
+        upto = len(self._window) - CHARACTER_TOKENS
+        sure = self._decode(self._window[:upto])
+        return self._settle(text[: len(sure)], upto)
+
+    def flush(self) -> str:
+        """The output has ended: the incomplete end, as replacement characters."""
+        return self._settle(self._decode(self._window), len(self._window))
+
+    def _settle(self, text: str, upto: int) -> str:
+        shown = self._shown
+        new = text[len(shown) :]
+        self._window = self._window[self._settled :]
+        self._settled = upto - self._settled
+        self._shown = self._decode(self._window[: self._settled])
+        return new
+
+
+class OutputText:
+    """T over one request's whole output, fed once, asked any number of times."""
+
+    def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
+        self._tokens = Detokenizer(decode)
+        self._stops = StopStrings(stops)
+        self._pieces: list[str] = []
+        self._tail = ""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens taken; the token that completed a stop string is the last one."""
+        return len(self._pieces)
+
+    @property
+    def stopped(self) -> str | None:
+        return self._stops.matched
+
+    def push(self, tokens: Iterable[int]) -> None:
+        """Takes the next tokens, up to and including the one that completes a stop string."""
+        for token in tokens:
+            if self._stops.matched is not None:
+                return
+            self._pieces.append(self._stops.push(self._tokens.push(token)))
+
+    def finish(self) -> None:
+        """The output has ended: what was held back now belongs to the last delta."""
+        if self._stops.matched is None:
+            self._tail = self._stops.push(self._tokens.flush()) + self._stops.flush()
+
+    def between(self, start: int, end: int, last: bool = False) -> str:
+        """T(end) - T(start); with `last`, the held-back end as well."""
+        text = "".join(self._pieces[start:end])
+        return text + self._tail if last else text

@@ -1,0 +1,207 @@
+"""A request on its way over from another router, or from an earlier stream."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import grpc
+
+from hyperflexis.router.v1.inference_service_pb2 import GenerateRequest
+from hyperflexis_common.redis_access import RedisAway
+from hyperflexis_common.tokens import TOKEN_BYTES, count, unpack
+from hyperflexis_router.admission import InFlight
+from hyperflexis_router.core.submission import NewRequest, ResumedRequest
+from hyperflexis_router.intake import RETRY_REDIS_US, Intake, new_owner_gen
+from hyperflexis_router.live import LiveRequest
+from hyperflexis_router.rejection import Rejected, not_found, retry_after
+from hyperflexis_router.store import OwnershipLost, Record
+from hyperflexis_router.switchboard import Switchboard
+
+REQUEST_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    intake: Intake
+    board: Switchboard
+    in_flight: InFlight
+    _taking: set[str] = field(default_factory=set)
+
+    async def take(
+        self,
+        request_id: str,
+        tenant: str,
+        next_index: int,
+        tail: bytes,
+        detach_grace_us: int | None,
+        original: GenerateRequest | None = None,
+    ) -> LiveRequest:
+        """The request, owned by this router, with every token before next_index. Raises Rejected.
+
+        `original`: what the client asked for at first; it serves where no record can be had.
+        """
+        live = self.board.find(request_id)
+        if live is not None:
+            if live.new.tenant != tenant:
+                raise not_found(request_id)
+            _check_reach(live.available, next_index)
+            if detach_grace_us is not None:
+                live.new = dataclasses.replace(live.new, detach_grace_us=detach_grace_us)
+            return live
+        if original is None:
+            record: Record | None = await self.read(request_id, tenant)
+        else:
+            record = await self._find(request_id, tenant)
+        with self._alone(request_id), self.in_flight.until_kept(tenant) as kept:
+            if record is None:
+                assert original is not None
+                live = await self._begin_again(request_id, tenant, next_index, tail, original)
+            else:
+                self._check_tail(tail, record.model)
+                rebuild(record, next_index, tail)
+                record = await self.adopt(record)
+                live = await self._revive(record, next_index, tail, detach_grace_us)
+            if live.finished is None:
+                kept[0] = True
+                self.board.add(live)
+        return live
+
+    async def read(self, request_id: str, tenant: str) -> Record:
+        """A record of this tenant. Raises Rejected."""
+        try:
+            record = await self.intake.store.read(request_id)
+        except RedisAway as error:
+            raise _away() from error
+        if record is None or record.tenant != tenant:
+            raise not_found(request_id)
+        return record
+
+    async def _find(self, request_id: str, tenant: str) -> Record | None:
+        """A record of this tenant, or None where there is none or Redis does not say. (The scheduler refuses a
+        tenant who names a request of another one.) Raises Rejected."""
+        try:
+            record = await self.intake.store.read(request_id)
+        except RedisAway:
+            return None
+        if record is not None and record.tenant != tenant:
+            raise not_found(request_id)
+        return record
+
+    @contextlib.contextmanager
+    def _alone(self, request_id: str) -> Iterator[None]:
+        """One take-over of a request at a time. Raises Rejected for the others."""
+        if request_id in self._taking or self.board.find(request_id) is not None:
+            raise Rejected(grpc.StatusCode.ABORTED, "another stream resumed this request at the same moment")
+        self._taking.add(request_id)
+        try:
+            yield
+        finally:
+            self._taking.discard(request_id)
+
+    def _check_tail(self, tail: bytes, model: str) -> None:
+        spec = self.intake.catalog.models.get(model)
+        if spec is None or len(tail) % TOKEN_BYTES:
+            return  # what else is wrong is said elsewhere
+        highest = max(unpack(tail), default=0)
+        if highest >= spec.vocab_size:
+            message = f"tail: token id {highest} is outside the vocabulary of {spec.vocab_size}"
+            raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+    async def adopt(self, record: Record) -> Record:
+        """Makes this router the owner. Raises Rejected where another one was first."""
+        try:
+            adopted = await self.intake.store.adopt(record.request_id, record.owner_gen, new_owner_gen())
+        except RedisAway as error:
+            raise _away() from error
+        except OwnershipLost as error:
+            message = "another router resumed this request at the same moment"
+            raise Rejected(grpc.StatusCode.ABORTED, message) from error
+        if adopted is None:
+            raise not_found(record.request_id)
+        return adopted
+
+    async def _begin_again(
+        self, request_id: str, tenant: str, next_index: int, tail: bytes, original: GenerateRequest
+    ) -> LiveRequest:
+        """From what the client holds alone: its request and all of its tokens."""
+        if not REQUEST_ID.fullmatch(request_id):
+            raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, "request_id: must be one that a router gave out")
+        if len(tail) != next_index * TOKEN_BYTES:
+            message = f"no record of this request is left: send all {next_index} tokens as tail, not {count(tail)}"
+            raise Rejected(grpc.StatusCode.FAILED_PRECONDITION, message)
+        sampling = original.sampling
+        if not (sampling.HasField("seed") and sampling.HasField("max_tokens")):
+            message = "original: needs sampling.seed and sampling.max_tokens as Accepted stated them"
+            raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
+        self._check_tail(tail, original.model)
+        checked = await self.intake.check(original, tenant, self.intake.clock.now_us())
+        fields = {f.name: getattr(checked.new, f.name) for f in dataclasses.fields(NewRequest)}
+        new = ResumedRequest(**{**fields, "request_id": request_id}, committed=tail)
+        text = self.intake.text(new, checked.origin.return_text)
+        return await asyncio.to_thread(LiveRequest, new, checked.origin, text)
+
+    async def _revive(self, record: Record, next_index: int, tail: bytes, detach_grace_us: int | None) -> LiveRequest:
+        committed, agrees = rebuild(record, next_index, tail)
+        now_us = self.intake.clock.now_us()
+        new = ResumedRequest(
+            request_id=record.request_id,
+            model=record.model,
+            tenant=record.tenant,
+            prompt=record.prompt,
+            sampling=record.sampling,
+            max_tokens=record.max_tokens,
+            slo=record.slo,
+            received_us=now_us - record.age_us,
+            detach_grace_us=record.detach_grace_us if detach_grace_us is None else detach_grace_us,
+            owner_gen=record.owner_gen,
+            committed=committed,
+        )
+        text = self.intake.text(new, record.origin.return_text)
+        # Decoding a long output anew takes a while; other streams go on meanwhile.
+        live = await asyncio.to_thread(LiveRequest, new, record.origin, text, record.first_token_us)
+        live.prompt_tokens = record.prompt_tokens
+        live.recorded = True
+        # A journal that the client contradicts is written anew.
+        live.journaled = min(count(record.journal), count(committed)) if agrees else 0
+        if record.finished is not None:
+            live.restore(record.finished)
+        return live
+
+
+def rebuild(record: Record, next_index: int, tail: bytes) -> tuple[bytes, bool]:
+    """(committed tokens, does the client agree with the journal). Raises Rejected.
+
+    journal[: next_index - len(tail)] + tail, and, where the client agrees, what the journal has beyond: committed
+    tokens are never taken back.
+    """
+    if len(tail) % TOKEN_BYTES:
+        message = f"tail: must be packed 32-bit ids, a multiple of 4 bytes, not {len(tail)}"
+        raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
+    if count(tail) > next_index:
+        message = f"tail: {count(tail)} tokens cannot end at next_index {next_index}"
+        raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
+    base = next_index - count(tail)
+    _check_reach(count(record.journal), base if tail else next_index)
+    known = record.journal[base * TOKEN_BYTES : next_index * TOKEN_BYTES]
+    if tail[: len(known)] == known:
+        return record.journal[: base * TOKEN_BYTES] + tail + record.journal[next_index * TOKEN_BYTES :], True
+    if record.finished is not None:
+        message = f"tail: differs from the finished request's tokens before index {next_index}"
+        raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
+    return record.journal[: base * TOKEN_BYTES] + tail, False
+
+
+def _check_reach(available: int, next_index: int) -> None:
+    if next_index > available:
+        message = f"tokens are known up to index {available} only; resume from there, or send the tokens before as tail"
+        raise Rejected(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def _away() -> Rejected:
+    message = "Redis does not answer, so requests of other routers cannot be found; try again"
+    return Rejected(grpc.StatusCode.UNAVAILABLE, message, [retry_after(RETRY_REDIS_US)])
