@@ -1,0 +1,87 @@
+"""The scheduler's settings."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, field_validator
+
+from hyperflexis.common.v1 import slo_pb2
+from hyperflexis_common.config import RedisSettings, ServiceSettings, TierSettings
+from hyperflexis_scheduler.core.election import Timing
+from hyperflexis_scheduler.core.rules import Rules
+
+
+class SchedulerSettings(ServiceSettings):
+    """Settings of the scheduler."""
+
+    section: ClassVar[str] = "scheduler"
+
+    redis: RedisSettings = RedisSettings()
+    tiers: list[TierSettings] = []
+    """What a downgrade may fall to."""
+    listen: str = "127.0.0.1:50052"
+    """host:port; port 0 = any free one."""
+    advertise: str = ""
+    """What peers dial, if not the address listened on; ":port" keeps the host."""
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Prometheus; 0 = off."""
+    instance_id: str = ""
+    """Name of this process in leases and logs; default: drawn at start."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    policy: Literal["edf_by_tier", "least_requests", "round_robin"] = "edf_by_tier"
+    """How a worker is chosen."""
+    lease_ms: int = Field(default=3_000, ge=300, le=60_000)
+    """The leader's lease; it is renewed each third of it. The same on every scheduler of a cell."""
+    probe_timeout_ms: int = Field(default=500, ge=50, le=10_000)
+    """Limit for the direct probe of the last known leader."""
+    hold_limit: int = Field(default=10_000, ge=0)
+    """Requests that may wait where there is no worker."""
+    hold_seconds: float = Field(default=30.0, gt=0)
+    """How long they wait before they are refused."""
+    outbox_limit: int = Field(default=65_536, ge=16)
+    """Messages waiting for one slow peer before its session is dropped."""
+    stop_grace_seconds: float = Field(default=5.0, ge=0)
+
+    @field_validator("tiers")
+    @classmethod
+    def downgrades_exist(cls, tiers: list[TierSettings]) -> list[TierSettings]:
+        names = {tier.name for tier in tiers}
+        for tier in tiers:
+            kind, _, target = tier.on_violation.partition(":")
+            if kind == "downgrade" and target not in names:
+                raise ValueError(f"tier {tier.name!r} falls to {target!r}, which is not a tier")
+        return tiers
+
+    def rules(self) -> Rules:
+        return Rules(
+            tiers={tier.name: slo_of(tier) for tier in self.tiers},
+            hold_limit=self.hold_limit,
+            hold_us=int(self.hold_seconds * 1e6),
+        )
+
+    def timing(self) -> Timing:
+        lease_us = self.lease_ms * 1_000
+        return Timing(lease_us=lease_us, renew_us=lease_us // 3, observe_us=lease_us // 12)
+
+
+_ON_VIOLATION = {
+    "best_effort": slo_pb2.ON_VIOLATION_BEST_EFFORT,
+    "refuse": slo_pb2.ON_VIOLATION_REFUSE,
+    "downgrade": slo_pb2.ON_VIOLATION_DOWNGRADE,
+}
+
+
+def slo_of(tier: TierSettings) -> slo_pb2.Slo:
+    """The promise of a tier, as it travels with a request."""
+    kind, _, target = tier.on_violation.partition(":")
+    gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
+    return slo_pb2.Slo(
+        tier=tier.name,
+        ttft_us=int(tier.ttft_ms * 1_000),
+        tpot_us=int(tier.tpot_ms * 1_000),
+        max_gap_us=int(gap_ms * 1_000),
+        weight=tier.weight,
+        on_violation=_ON_VIOLATION[kind],
+        downgrade_tier=target,
+    )

@@ -1,0 +1,73 @@
+"""What the scaler or an operator wants done to one worker."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import NamedTuple
+
+from hyperflexis.scheduler.v1 import scheduler_service_pb2
+from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.worker import WorkerState
+
+
+class Outcome(Enum):
+    APPLIED = "applied"
+    REPEATED = "repeated"
+    NOT_FOUND = "not_found"
+    STALE_FENCE = "stale_fence"
+    UNIMPLEMENTED = "unimplemented"
+    INVALID = "invalid"
+    NOT_LEADER = "not_leader"
+
+
+class ActionResult(NamedTuple):
+    outcome: Outcome
+    message: str = ""
+
+
+class Actions:
+    def __init__(self, cell: Cell) -> None:
+        self._cell = cell
+        self._applied: dict[str, None] = {}
+        self._highest_epoch = 0
+
+    def apply(self, request: scheduler_service_pb2.ApplyRequest) -> ActionResult:
+        """Applies an action once; what was not applied may be tried again under the same id."""
+        action = request.WhichOneof("action")
+        if not request.action_id or action is None:
+            return ActionResult(Outcome.INVALID, "action_id and one action are required")
+        if request.action_id in self._applied:
+            return ActionResult(Outcome.REPEATED)
+        epoch = request.scaler_fence.epoch
+        if epoch and epoch < self._highest_epoch:
+            message = f"a scaler with epoch {self._highest_epoch} has acted; epoch {epoch} no longer leads"
+            return ActionResult(Outcome.STALE_FENCE, message)
+        self._highest_epoch = max(self._highest_epoch, epoch)
+        worker = self._cell.fleet.by_id.get(request.worker_id)
+        if worker is None:
+            return ActionResult(Outcome.NOT_FOUND, f"no worker {request.worker_id!r} is registered")
+        if action not in ("drain", "set_role"):
+            return ActionResult(Outcome.UNIMPLEMENTED, f"this scheduler cannot apply {action!r} yet")
+        if action == "drain":
+            worker.draining = not request.drain.undo
+            worker.drain_reason = request.drain.reason
+            self._cell.command(worker, drain=request.drain)
+        else:
+            worker.wanted_role = request.set_role.role
+            self._cell.command(worker, set_role=request.set_role)
+        self._cell.fleet.refresh(worker)
+        self._cell.fleet.version += 1
+        self._remember(request.action_id)
+        return ActionResult(Outcome.APPLIED)
+
+    def repeat_standing(self, worker: WorkerState) -> None:
+        """After a Snapshot: orders that the worker may have missed while its session was broken."""
+        if worker.draining:
+            self._cell.command(worker, drain={"reason": worker.drain_reason})
+        if worker.wanted_role and worker.wanted_role != worker.role:
+            self._cell.command(worker, set_role={"role": worker.wanted_role})
+
+    def _remember(self, action_id: str) -> None:
+        self._applied[action_id] = None
+        if len(self._applied) > self._cell.rules.actions_limit:
+            del self._applied[next(iter(self._applied))]

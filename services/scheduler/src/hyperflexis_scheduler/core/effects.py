@@ -1,0 +1,39 @@
+"""What the core wants done. The shell does it, in this order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ToRouter:
+    session: int
+    message: router_session_pb2.RouterSessionResponse
+
+
+@dataclass(frozen=True, slots=True)
+class ToWorker:
+    session: int
+    message: worker_session_pb2.WorkerSessionResponse
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSession:
+    """End the stream after what was sent before. Session numbers are unique over routers and workers."""
+
+    session: int
+    reason: str
+    permanent: bool = False
+    """The peer must change before it can come back."""
+
+
+@dataclass(frozen=True, slots=True)
+class HigherEpoch:
+    """Somebody has obeyed a leader that is not this one: step down, and stand again only above `epoch`."""
+
+    epoch: int
+
+
+Effect = ToRouter | ToWorker | CloseSession | HigherEpoch

@@ -1,0 +1,161 @@
+"""Finding a place: choose, hold where there is none, refuse where there never will be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hyperflexis.common.v1 import slo_pb2
+from hyperflexis.scheduler.v1 import router_session_pb2
+from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.fleet import Pool
+from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.request import Phase, RequestState
+from hyperflexis_scheduler.core.worker import WorkerState
+
+_HINTLESS = (
+    router_session_pb2.REFUSAL_REASON_UNSERVABLE,
+    router_session_pb2.REFUSAL_REASON_ATTEMPTS_EXHAUSTED,
+    router_session_pb2.REFUSAL_REASON_UNSPECIFIED,
+)
+"""Retrying what was refused so will not help."""
+
+
+class Placement:
+    def __init__(self, cell: Cell, grants: Grants) -> None:
+        self._cell = cell
+        self._grants = grants
+
+    def place(self, state: RequestState, now_us: int, reason: str = "") -> None:
+        """Grants an attempt, or holds, or refuses. `reason` replaces the policy's in the decision.
+
+        A request whose router is away cannot be placed, as nobody would send its prompt: it waits, as LOST,
+        for that router, or another one, to submit it again.
+        """
+        cell = self._cell
+        self._grants.release(state)
+        if state.router not in cell.routers.by_key:
+            self._grants.end(state, Phase.LOST, "lost", "router_away", now_us)
+            return
+        if state.granted >= cell.rules.max_attempts:
+            message = f"lost or moved {state.granted} times; submit it as a new request"
+            self.refuse(state, router_session_pb2.REFUSAL_REASON_ATTEMPTS_EXHAUSTED, message, now_us)
+            return
+        pool = cell.fleet.pool(state.model)
+        if pool is not None and state.context_tokens > pool.max_context:
+            message = (
+                f"{state.prompt_tokens} prompt and {state.max_tokens} output tokens exceed every worker's "
+                f"context of {pool.max_context}; shorten the prompt or lower max_tokens"
+            )
+            self.refuse(state, router_session_pb2.REFUSAL_REASON_UNSERVABLE, message, now_us)
+            return
+        candidates = self._candidates(state, pool) if pool is not None else []
+        if not candidates:
+            self._hold(state, now_us)
+            return
+        choice = cell.policy.choose(state, candidates)
+        self._grants.grant(state, choice.worker, reason or choice.reason, choice.numbers, now_us)
+
+    def drain_hold(self, now_us: int) -> None:
+        """Places held requests of the models that have a place now, a bounded number of them."""
+        cell = self._cell
+        budget = cell.rules.hold_burst
+        for model in cell.hold.models:
+            pool = cell.fleet.pool(model)
+            if pool is None or not pool.eligible:
+                continue
+            for request_id in cell.hold.first(model, budget):
+                state = cell.book.get(request_id)
+                assert state is not None
+                if not self._fits_later(state, pool):
+                    budget -= 1
+                    self.place(state, now_us)
+            if budget == 0:
+                return
+
+    def expire_hold(self, now_us: int) -> None:
+        for request_id in self._cell.hold.expired(self._cell.rules.hold_us, now_us):
+            state = self._cell.book.get(request_id)
+            assert state is not None
+            message = f"no worker for model {state.model!r} became ready in time"
+            self.refuse(state, router_session_pb2.REFUSAL_REASON_NO_WORKER, message, now_us)
+
+    def refuse(
+        self,
+        state: RequestState,
+        reason: router_session_pb2.RefusalReason.ValueType,
+        message: str,
+        now_us: int,
+        numbers: Mapping[str, float] | None = None,
+    ) -> None:
+        """`numbers` may hold predicted_ttft_us, which also sets the retry hint."""
+        name = router_session_pb2.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()
+        note = self._grants.end(state, Phase.REFUSED, "refuse", name, now_us, numbers)
+        predicted_us = int((numbers or {}).get("predicted_ttft_us", 0))
+        retry_us = 0 if reason in _HINTLESS else max(self._cell.rules.retry_after_us, predicted_us - state.slo.ttft_us)
+        state.refusal = router_session_pb2.Refused(
+            request_id=state.request_id,
+            reason=reason,
+            message=message,
+            retry_after_us=retry_us,
+            predicted_ttft_us=predicted_us,
+            decision=note.proto(now_us),
+        )
+        self._cell.tally.refused(state.slo.tier, reason)
+        self._cell.to_router(state.router, refused=state.refusal)
+
+    def gave_up(self, state: RequestState, numbers: Mapping[str, float], now_us: int) -> None:
+        """The worker's planner cannot keep the promise: another worker once, else what the tier says."""
+        pool = self._cell.fleet.pool(state.model)
+        state.gave_up += 1
+        if state.gave_up == 1 and pool is not None and any(w.key != state.avoid for w in pool.eligible):
+            self.place(state, now_us, reason="second_try")
+            return
+        slo = state.slo
+        fallback = self._cell.rules.tiers.get(slo.downgrade_tier)
+        tried = (*state.downgraded_from, slo.tier)
+        if slo.on_violation == slo_pb2.ON_VIOLATION_REFUSE:
+            message = f"tier {slo.tier!r} cannot be kept now"
+            self.refuse(state, router_session_pb2.REFUSAL_REASON_SLO, message, now_us, numbers)
+        elif slo.on_violation == slo_pb2.ON_VIOLATION_DOWNGRADE and fallback is not None and fallback.tier not in tried:
+            state.downgraded_from = tried
+            state.slo = fallback
+            state.gave_up = 0
+            note = state.note("downgrade", fallback.tier, now_us, numbers)
+            downgraded = router_session_pb2.Downgraded(
+                request_id=state.request_id, slo=fallback, decision=note.proto(now_us)
+            )
+            self._cell.to_router(state.router, downgraded=downgraded)
+            self.place(state, now_us, reason="downgraded")
+        else:
+            state.best_effort = True
+            self.place(state, now_us, reason="best_effort")
+
+    def send_queued(self, state: RequestState, now_us: int) -> None:
+        decision = state.notes[-1].proto(now_us)
+        self._cell.to_router(
+            state.router, queued=router_session_pb2.Queued(request_id=state.request_id, decision=decision)
+        )
+
+    def _candidates(self, state: RequestState, pool: Pool) -> list[WorkerState]:
+        candidates = pool.eligible
+        if state.context_tokens > pool.min_context:
+            candidates = [worker for worker in candidates if worker.holds(state.context_tokens)]
+        if state.avoid is not None and len(candidates) > 1:
+            candidates = [worker for worker in candidates if worker.key != state.avoid]
+        return candidates
+
+    def _fits_later(self, state: RequestState, pool: Pool) -> bool:
+        """A worker of the model could hold it, but none of those that are ready."""
+        return state.context_tokens <= pool.max_context and not self._candidates(state, pool)
+
+    def _hold(self, state: RequestState, now_us: int) -> None:
+        cell = self._cell
+        if cell.hold.full:
+            message = f"{len(cell.hold)} requests wait for a worker already"
+            self.refuse(state, router_session_pb2.REFUSAL_REASON_QUEUE_FULL, message, now_us)
+            return
+        cell.book.move(state, Phase.HELD, now_us)
+        cell.hold.add(state.request_id, state.model, cell.policy.hold_key(state), now_us)
+        state.worker = None
+        state.note("hold", "no_ready_worker", now_us, {"held": len(cell.hold)})
+        self.send_queued(state, now_us)

@@ -1,0 +1,101 @@
+"""What workers say of their attempts and of themselves between Snapshots."""
+
+from __future__ import annotations
+
+from hyperflexis.common.v1 import capability_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.placement import Placement
+from hyperflexis_scheduler.core.request import Phase, RequestState
+from hyperflexis_scheduler.core.worker import WorkerState
+
+_Kind = worker_session_pb2.RequestUpdate
+
+_LOST = {
+    _Kind.KIND_NOT_STARTED: "not_started",
+    _Kind.KIND_LOST: "engine_lost",
+    _Kind.KIND_REJECTED: "rejected",
+    # Ended by the worker itself (its router's feed was gone too long): a router that still wants it submits.
+    _Kind.KIND_CANCELLED: "cancelled_by_worker",
+}
+
+
+class Reports:
+    def __init__(self, cell: Cell, grants: Grants, placement: Placement) -> None:
+        self._cell = cell
+        self._grants = grants
+        self._placement = placement
+
+    def report(self, worker: WorkerState, report: worker_session_pb2.Report, now_us: int) -> None:
+        worker.report_seq = report.report_seq
+        worker.ledger.apply(report.applied_seq, report.load if report.HasField("load") else None)
+        if report.HasField("load"):
+            worker.report_load(report.load, now_us)
+        if report.HasField("busy"):
+            worker.report_busy(report.busy.for_us, now_us)
+        if report.HasField("step_time"):
+            worker.report_step_time(report.step_time)
+        if report.HasField("telemetry"):
+            worker.telemetry = report.telemetry
+        self.standing(worker, report.role, report.readiness)
+        for update in report.updates:
+            self._update(worker, update, now_us)
+
+    def standing(
+        self, worker: WorkerState, role: capability_pb2.Role.ValueType, readiness: capability_pb2.Readiness.ValueType
+    ) -> None:
+        """Role and readiness as reported; an unspecified one is unchanged."""
+        was = (worker.role, worker.readiness)
+        worker.role = role or worker.role
+        worker.readiness = readiness or worker.readiness
+        self._cell.fleet.refresh(worker)
+        if (worker.role, worker.readiness) != was:
+            self._cell.fleet.announce(worker)
+
+    def _update(self, worker: WorkerState, update: worker_session_pb2.RequestUpdate, now_us: int) -> None:
+        """Only the current attempt matters; news of older ones was expected or is too late."""
+        state = self._cell.book.get(update.request_id)
+        if (
+            state is None
+            or state.phase is not Phase.PLACED
+            or state.worker is not worker
+            or state.attempt != Attempt.of(update.attempt)
+        ):
+            return
+        grants = self._grants
+        numbers = dict(update.decision.numbers)
+        kind = update.kind
+        if kind in _LOST:
+            state.avoid = worker.key
+            grants.lose(state, _LOST[kind], now_us, numbers)
+        elif kind == _Kind.KIND_STARTED:
+            grants.progressed(state, started=True, ran=True, prefilled=False)
+        elif kind in (_Kind.KIND_FIRST_TOKEN, _Kind.KIND_KV_READY):
+            grants.progressed(state, started=True, ran=True, prefilled=True)
+        elif kind == _Kind.KIND_FINISHED:
+            grants.finish(state, "worker", now_us, update.output_tokens)
+        elif kind == _Kind.KIND_NOT_REVOKED:
+            grants.revoke_answered(state)
+            grants.progressed(state, started=True, ran=True, prefilled=False)
+        elif kind == _Kind.KIND_REVOKED:
+            self._returned(state, "revoked", numbers, now_us)
+        elif kind == _Kind.KIND_GAVE_UP:
+            self._returned(state, "gave_up", numbers, now_us)
+
+    def _returned(self, state: RequestState, kind: str, numbers: dict[str, float], now_us: int) -> None:
+        """The attempt is gone and made no token, so that the scheduler may place the request again itself."""
+        worker = state.worker
+        assert worker is not None
+        if state.done or not state.known:
+            # Adopted from a Snapshot and not yet submitted to this leader: the Submit brings what a Run needs.
+            self._grants.lose(state, kind, now_us, numbers)
+            return
+        state.note(kind, "worker", now_us, numbers)
+        if kind == "gave_up":
+            state.avoid = worker.key
+            self._grants.release(state)
+            self._placement.gave_up(state, numbers, now_us)
+        else:
+            self._placement.place(state, now_us)

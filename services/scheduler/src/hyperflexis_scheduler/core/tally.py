@@ -1,0 +1,32 @@
+"""Counters since this leader began."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2
+
+MAX_TIERS = 64
+OTHER = "other"
+
+
+class Tally:
+    def __init__(self) -> None:
+        self._tiers: dict[str, scheduler_service_pb2.TierLoad] = {}
+        self.placements: Counter[str] = Counter()
+        """By reason."""
+        self.refusals: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+
+    def tier(self, name: str) -> scheduler_service_pb2.TierLoad:
+        """The counters of a tier; beyond a bound, tiers share one entry."""
+        if name not in self._tiers and len(self._tiers) >= MAX_TIERS:
+            name = OTHER
+        return self._tiers.setdefault(name, scheduler_service_pb2.TierLoad(tier=name))
+
+    def refused(self, tier: str, reason: router_session_pb2.RefusalReason.ValueType) -> None:
+        self.tier(tier).refused += 1
+        self.refusals[router_session_pb2.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()] += 1
+
+    def tiers(self) -> list[scheduler_service_pb2.TierLoad]:
+        return list(self._tiers.values())

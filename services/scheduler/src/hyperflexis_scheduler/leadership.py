@@ -1,0 +1,212 @@
+"""Runs the election against Redis and the other schedulers, and the core while this scheduler leads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+
+import grpc.aio
+import structlog
+
+from hyperflexis.common.v1 import identity_pb2
+from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2, scheduler_service_pb2_grpc
+from hyperflexis_common.attempt import WorkerKey
+from hyperflexis_common.channel import open_channel
+from hyperflexis_common.clock import Clock
+from hyperflexis_common.redis_access import RedisAway
+from hyperflexis_common.server import cancel_all
+from hyperflexis_scheduler.core.election import (
+    Acquire,
+    Election,
+    Lead,
+    Observe,
+    Output,
+    Probe,
+    Renew,
+    StepDown,
+)
+from hyperflexis_scheduler.desk import Desk
+from hyperflexis_scheduler.faults import Faults
+from hyperflexis_scheduler.leader_lease import LeaderLease, WorkerRecord
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.05
+RECORDS_S = 1.0
+
+
+class Leadership:
+    """Start `run` as a task; `stop` hands the lease over."""
+
+    def __init__(
+        self,
+        election: Election,
+        lease: LeaderLease,
+        desk: Desk,
+        clock: Clock,
+        faults: Faults,
+        probe_timeout_s: float,
+    ) -> None:
+        self.election = election
+        self._lease = lease
+        self._desk = desk
+        self._clock = clock
+        self._faults = faults
+        self.address = ""
+        """What peers dial; set before `run`."""
+        self._probe_timeout_s = probe_timeout_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        desk.on_higher_epoch = self._heard
+
+    @property
+    def may_act(self) -> bool:
+        return self.election.may_act(self._clock.now_us())
+
+    async def certain(self) -> None:
+        """Returns when this process knows again whether it leads; at once unless it slept for long."""
+        while self.election.leading and not self.may_act:
+            await asyncio.sleep(TICK_S / 2)
+
+    def fence(self) -> identity_pb2.Fence:
+        """Of the leader, as far as known: epoch 0 = unknown."""
+        election = self.election
+        if election.leading:
+            return identity_pb2.Fence(epoch=election.epoch, leader_id=election.leader_id)
+        known = election.last_known
+        return identity_pb2.Fence(epoch=known.epoch, leader_id=known.leader_id) if known else identity_pb2.Fence()
+
+    def leader_address(self) -> str:
+        if self.election.leading:
+            return self.address
+        return self.election.last_known.address if self.election.last_known else ""
+
+    async def run(self) -> None:
+        """Ticks the election and the core until cancelled."""
+        records = asyncio.create_task(self._write_records(), name="worker records")
+        try:
+            while True:
+                self._perform(self.election.tick(self._clock.now_us()))
+                if self.may_act:
+                    self._desk.do(self._desk.core.tick)
+                await asyncio.sleep(TICK_S)
+        finally:
+            await cancel_all(records, *self._tasks)
+
+    async def stop(self) -> None:
+        """Call after `run` was cancelled: ends the reign and leaves the lease to a standby."""
+        epoch = self.election.epoch
+        self._desk.do(self._desk.core.end)
+        if epoch:
+            await self._release(epoch)
+
+    def _heard(self, epoch: int) -> None:
+        self._perform(self.election.heard(epoch, self._clock.now_us()))
+
+    def _perform(self, outputs: list[Output]) -> None:
+        for output in outputs:
+            match output:
+                case Observe(ticket):
+                    self._spawn(self._observe(ticket))
+                case Acquire(ticket, floor):
+                    self._spawn(self._acquire(ticket, floor))
+                case Renew(ticket, epoch):
+                    self._spawn(self._renew(ticket, epoch))
+                case Probe(ticket, address):
+                    self._spawn(self._probe(ticket, address))
+                case Lead(fence):
+                    self._spawn(self._begin(fence))
+                case StepDown(reason, epoch):
+                    log.warning("stepping down", reason=reason, epoch=epoch)
+                    self._desk.do(self._desk.core.end)
+                    self._spawn(self._release(epoch))
+        not_leader = router_session_pb2.NotLeader(leader_address=self.leader_address(), fence=self.fence())
+        self._desk.core.not_leader = not_leader
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("election task failed", exc_info=task.exception())
+
+    async def _observe(self, ticket: int) -> None:
+        try:
+            lease, counter = await self._lease.observe()
+        except RedisAway:
+            self._perform(self.election.observed(ticket, False, None, 0, self._clock.now_us()))
+        else:
+            self._perform(self.election.observed(ticket, True, lease, counter, self._clock.now_us()))
+
+    async def _acquire(self, ticket: int, floor: int) -> None:
+        try:
+            epoch, holder = await self._lease.acquire(self.address, floor)
+        except RedisAway:
+            epoch, holder = 0, None
+        self._perform(self.election.acquired(ticket, epoch, holder, self._clock.now_us()))
+
+    async def _renew(self, ticket: int, epoch: int) -> None:
+        try:
+            held, holder = await self._lease.renew(self.address, epoch)
+        except RedisAway:
+            self._perform(self.election.renewed(ticket, False, False, None, self._clock.now_us()))
+        else:
+            self._perform(self.election.renewed(ticket, True, held, holder, self._clock.now_us()))
+
+    async def _probe(self, ticket: int, address: str) -> None:
+        leads = False
+        try:
+            async with open_channel(address) as channel:
+                stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
+                request = scheduler_service_pb2.GetLeaderRequest()
+                leads = (await stub.GetLeader(request, timeout=self._probe_timeout_s)).is_leader
+        except grpc.aio.AioRpcError:
+            pass
+        self._perform(self.election.probed(ticket, leads, self._clock.now_us()))
+
+    async def _begin(self, fence: identity_pb2.Fence) -> None:
+        try:
+            records: list[WorkerRecord] | None = await self._lease.read_workers()
+        except RedisAway:
+            records = None
+        if self.election.epoch != fence.epoch:
+            return
+        known = [record.key for record in records] if records is not None else None
+        retired = [WorkerKey(r.key.worker_id, old) for r in records or [] for old in r.retired]
+        log.info("leading", epoch=fence.epoch, known_workers=len(known) if known is not None else None)
+        self._faults.begin()
+        now_us = self._clock.now_us()
+        self._desk.perform(self._desk.core.begin(fence, known, now_us, retired))
+
+    async def _release(self, epoch: int) -> None:
+        try:
+            await self._lease.release(epoch)
+        except RedisAway:
+            log.info("lease not released: redis is away", epoch=epoch)
+
+    async def _write_records(self) -> None:
+        """In the background: decisions never wait for Redis."""
+        while True:
+            await asyncio.sleep(RECORDS_S)
+            if not self.may_act:
+                continue
+            try:
+                await self._lease.write_workers(worker_records(self._desk))
+            except RedisAway:
+                log.debug("worker records not written: redis is away")
+            except Exception:
+                log.exception("worker records not written")
+
+
+def worker_records(desk: Desk) -> list[WorkerRecord]:
+    cell = desk.core.cell
+    if cell is None:
+        return []
+    retired: dict[str, list[int]] = {}
+    for key in cell.fleet.retired:
+        retired.setdefault(key.worker_id, []).append(key.incarnation)
+    return [
+        WorkerRecord(worker.key, worker.address, tuple(retired.get(worker.key.worker_id, ()))) for worker in cell.fleet
+    ]

@@ -1,0 +1,172 @@
+"""Work that changes its worker: given up, drained, balanced; and the orders of a scaler."""
+
+from __future__ import annotations
+
+from hyperflexis.common.v1 import capability_pb2, identity_pb2, slo_pb2
+from hyperflexis.scheduler.v1 import router_session_pb2 as rs
+from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
+from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_scheduler.core.actions import Outcome
+from hyperflexis_scheduler.core.dispatch import RoundRobin
+from hyperflexis_scheduler.core.rules import Rules
+
+
+class TestGivingUp:
+    def give_up(self, stage, slo, workers=2, rules=None):
+        """Every worker gives the request up once."""
+        for number in range(workers):
+            stage.worker(f"w{number}")
+        router = stage.router()
+        router.submit("q", slo=slo)
+        seen = []
+        for _ in range(workers):
+            worker = next(p for p in stage.peers.values() if p.session not in seen and getattr(p, "key", 0))
+            worker = self.holder(stage, router)
+            seen.append(worker.key.worker_id)
+            decision = slo_pb2.Decision(numbers={"predicted_ttft_us": 5_000_000})
+            worker.update("gave_up", worker.last("run"), decision=decision)
+        assert len(set(seen)) == workers
+        return router
+
+    def holder(self, stage, router):
+        name = router.last("placed").worker.worker_id
+        return next(peer for peer in stage.peers.values() if getattr(peer, "key", None) and peer.key.worker_id == name)
+
+    def test_another_worker_tries_once_then_the_tier_refuses_with_numbers(self, stage):
+        router = self.give_up(stage, stage.slo(on_violation=slo_pb2.ON_VIOLATION_REFUSE))
+        refused = router.last("refused")
+        assert refused.reason == rs.REFUSAL_REASON_SLO and refused.predicted_ttft_us == 5_000_000
+        assert refused.retry_after_us == 4_000_000 and len(router.all("placed")) == 2
+        assert not router.all("lost")
+
+    def test_a_downgrade_is_told_and_placed_under_the_new_promise(self, make_stage):
+        batch = make_stage.slo("batch", 60_000)
+        stage = make_stage(Rules(tiers={"batch": batch}))
+        slo = stage.slo(on_violation=slo_pb2.ON_VIOLATION_DOWNGRADE, downgrade_tier="batch")
+        router = self.give_up(stage, slo)
+        assert router.last("downgraded").slo == batch
+        assert self.holder(stage, router).last("run").slo == batch
+        router.submit("q", slo=slo, resume=True)
+        assert not router.all("refused")
+
+    def test_tiers_that_fall_to_each_other_end_in_best_effort(self, make_stage):
+        one = make_stage.slo("one", on_violation=3, downgrade_tier="two")
+        two = make_stage.slo("two", on_violation=3, downgrade_tier="one")
+        stage = make_stage(Rules(tiers={"one": one, "two": two}))
+        router = self.give_up(stage, one, workers=1)
+        for _ in range(2):
+            worker = self.holder(stage, router)
+            worker.update("gave_up", worker.last("run"))
+        assert len(router.all("downgraded")) == 1
+        assert router.last("placed").decision.reason == "best_effort"
+
+    def test_best_effort_goes_on_behind_everything_that_still_has_a_promise(self, stage):
+        router = self.give_up(stage, stage.slo(), workers=1)
+        assert router.last("placed").decision.reason == "best_effort"
+        assert self.holder(stage, router).last("run").slo.ttft_us == 3_600_000_000
+
+
+class TestMoving:
+    def test_a_drain_takes_back_unstarted_work_only(self, make_stage):
+        stage = make_stage(policy=RoundRobin())
+        worker, router = stage.worker("w1"), stage.router()
+        router.submit("running")
+        running = worker.last("run")
+        worker.update("started", running)
+        router.submit("waiting")
+        waiting = worker.last("run")
+        other = stage.worker("w2")
+        stage.apply(action_id="a", worker_id="w1", drain=ws.Drain(reason="scale in"))
+        stage.tick(200, worker, other, router)
+        assert [revoke.request_id for revoke in worker.all("revoke")] == ["waiting"]
+        assert not other.all("run")
+        worker.update("revoked", waiting)
+        assert other.last("run").request_id == "waiting" and not router.all("lost")
+        router.submit("new")
+        assert other.last("run").request_id == "new"
+
+    def test_work_stays_on_a_leaving_worker_while_there_is_no_other_place(self, stage):
+        worker, router = stage.worker(), stage.router()
+        router.submit("q")
+        stage.apply(action_id="a", worker_id="w1", drain=ws.Drain())
+        stage.tick(500, worker, router)
+        assert not worker.all("revoke")
+
+    def test_an_idle_worker_gets_work_from_a_busy_one(self, stage):
+        busy, router = stage.worker("w1"), stage.router()
+        for name in ("a", "b", "c"):
+            router.submit(name)
+        idle = stage.worker("w2")
+        stage.tick(1_000, busy, idle, router)
+        assert [revoke.request_id for revoke in busy.all("revoke")] == ["c"]
+        busy.update("revoked", busy.all("run")[2])
+        assert idle.last("run").request_id == "c"
+        stage.tick(1_000, busy, idle, router)
+        assert len(busy.all("revoke")) == 1
+
+    def test_a_refused_revocation_leaves_the_work_where_it_is(self, stage):
+        busy, router = stage.worker("w1"), stage.router()
+        router.submit("a")
+        router.submit("b")
+        idle = stage.worker("w2")
+        stage.tick(100, busy, idle, router)
+        busy.update("not_revoked", busy.last("run"))
+        stage.tick(1_000, busy, idle, router)
+        assert [revoke.request_id for revoke in busy.all("revoke")] == ["b", "a"]
+        assert not idle.all("run")
+
+    def test_revocations_are_bounded_per_round(self, make_stage):
+        stage = make_stage(Rules(revokes_per_round=2))
+        worker, router = stage.worker("w1"), stage.router()
+        for number in range(9):
+            router.submit(f"q{number}")
+        other = stage.worker("w2")
+        stage.apply(action_id="a", worker_id="w1", drain=ws.Drain())
+        stage.tick(100, worker, other, router)
+        assert len(worker.all("revoke")) == 2
+        stage.tick(300, worker, other, router)
+        assert len(worker.all("revoke")) == 8
+
+
+class TestActions:
+    def test_outcomes(self, stage):
+        worker = stage.worker()
+        drain = {"worker_id": "w1", "drain": ws.Drain()}
+        assert stage.apply(action_id="1", **drain).outcome is Outcome.APPLIED
+        assert stage.apply(action_id="1", **drain).outcome is Outcome.REPEATED
+        assert len(worker.all("drain")) == 1
+        assert stage.apply(action_id="", **drain).outcome is Outcome.INVALID
+        assert stage.apply(action_id="2", worker_id="w1").outcome is Outcome.INVALID
+        assert stage.apply(action_id="2", worker_id="w9", drain=ws.Drain()).outcome is Outcome.NOT_FOUND
+        link = stage.apply(action_id="2", worker_id="w1", migrate=ss.MigrateRequest())
+        assert link.outcome is Outcome.UNIMPLEMENTED and "migrate" in link.message
+
+    def test_a_scaler_that_was_replaced_is_refused(self, stage):
+        stage.worker()
+        drain = {"worker_id": "w1", "drain": ws.Drain()}
+        stage.apply(action_id="1", scaler_fence=identity_pb2.Fence(epoch=3), **drain)
+        result = stage.apply(action_id="2", scaler_fence=identity_pb2.Fence(epoch=2), **drain)
+        assert result.outcome is Outcome.STALE_FENCE
+        assert stage.apply(action_id="3", **drain).outcome is Outcome.APPLIED
+
+    def test_orders_are_repeated_after_a_broken_session(self, stage):
+        worker = stage.worker()
+        stage.apply(action_id="1", worker_id="w1", drain=ws.Drain(reason="scale in"))
+        stage.apply(action_id="2", worker_id="w1", set_role=ws.SetRole(role=capability_pb2.ROLE_DECODE))
+        worker.disconnect()
+        again = stage.worker()
+        assert again.last("drain").reason == "scale in"
+        assert again.last("set_role").role == capability_pb2.ROLE_DECODE
+
+    def test_a_drain_can_be_undone(self, stage):
+        worker, router = stage.worker(), stage.router()
+        stage.apply(action_id="1", worker_id="w1", drain=ws.Drain())
+        router.submit("q")
+        stage.apply(action_id="2", worker_id="w1", drain=ws.Drain(undo=True))
+        assert worker.last("run").request_id == "q"
+
+    def test_a_decode_worker_gets_no_new_requests(self, stage):
+        stage.worker(role=capability_pb2.ROLE_DECODE)
+        router = stage.router()
+        router.submit("q")
+        assert router.last("queued")

@@ -1,0 +1,179 @@
+"""The scheduler over real gRPC and a real Redis, with a fake router and a fake worker as clients."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import grpc.aio
+import pytest
+from prometheus_client import generate_latest
+from redis_server import RedisServer
+from scheduler_rig import LEASE_MS, Cluster, Stream
+
+from hyperflexis.common.v1 import identity_pb2
+from hyperflexis.scheduler.v1 import router_session_pb2 as rs
+from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
+from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory):
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+async def cluster(redis_server, request):
+    cluster = Cluster(redis_server, f"{request.node.name}:")
+    yield cluster
+    await cluster.close()
+
+
+async def test_a_request_is_placed_and_explained(cluster):
+    app = await cluster.scheduler()
+    worker, router = cluster.worker(app), cluster.router(app)
+    await worker.register()
+    await router.hello()
+    welcome = await router.expect("welcome")
+    assert welcome.fence.epoch == router.epoch == 1
+    await router.submit("q1")
+    run, placed = await worker.expect("run"), await router.expect("placed")
+    assert run.attempt == placed.attempt and placed.worker.worker_id == "w1"
+    explained = await cluster.stub(app).ExplainRequest(ss.ExplainRequestRequest(request_id="q1"))
+    assert explained.decisions[-1].reason == "least_due_work"
+    metrics = generate_latest(cluster.registry).decode()
+    assert 'hyperflexis_scheduler_placements_total{reason="least_due_work"} 1.0' in metrics
+    assert "hyperflexis_scheduler_leader 1.0" in metrics
+
+
+async def test_a_standby_answers_not_leader_with_the_leaders_address(cluster):
+    leader = await cluster.scheduler()
+    standby = await cluster.scheduler(leads=False)
+    await cluster.until(lambda: standby.leadership.leader_address() == leader.address, 3)
+    router = cluster.router(standby)
+    await router.hello()
+    assert (await router.expect("not_leader")).leader_address == leader.address
+    assert await router.ended() is grpc.StatusCode.OK
+    reply = await cluster.stub(standby).GetLeader(ss.GetLeaderRequest())
+    assert not reply.is_leader and reply.fence.epoch == 1
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await cluster.stub(standby).Apply(ss.ApplyRequest(action_id="a"))
+    assert error.value.code() is grpc.StatusCode.UNAVAILABLE and leader.address in error.value.details()
+
+
+async def test_a_standby_takes_over_from_a_killed_leader_and_finds_its_attempts(cluster):
+    leader = await cluster.scheduler()
+    standby = await cluster.scheduler(leads=False)
+    worker, router = cluster.worker(leader), cluster.router(leader)
+    await worker.register()
+    await router.hello()
+    await router.submit("q1")
+    run = await worker.expect("run")
+    await asyncio.sleep(1.2)
+    await cluster.kill(leader)
+    took_s = await cluster.until(lambda: standby._core.cell is not None, 5)
+    assert took_s < LEASE_MS / 1_000 + 3
+    router = cluster.router(standby)
+    await router.hello()
+    assert (await router.expect("welcome")).fence.epoch == 2
+    await router.submit("q1", resume=True, committed_tokens=3, last_attempt=run.attempt)
+    assert (await router.expect("queued")).decision.reason == "new_leader"
+    held = ws.RequestStatus(request_id="q1", attempt=run.attempt, phase=ws.REQUEST_PHASE_DECODE)
+    worker = cluster.worker(standby)
+    await worker.register(held)
+    placed = await router.expect("placed")
+    assert placed.attempt == run.attempt and placed.started
+
+
+async def test_a_graceful_stop_hands_over_at_once(cluster):
+    leader = await cluster.scheduler()
+    standby = await cluster.scheduler(leads=False)
+    router = cluster.router(leader)
+    await router.hello()
+    await router.expect("welcome")
+    await cluster.stop(leader)
+    assert await cluster.until(lambda: standby._core.cell is not None, 5) < LEASE_MS / 1_000
+    with pytest.raises(AssertionError, match="stream ended"):
+        await router.expect("placed")
+
+
+async def test_redis_away_and_then_empty_changes_nothing(cluster):
+    leader = await cluster.scheduler()
+    standby = await cluster.scheduler(leads=False)
+    worker, router = cluster.worker(leader), cluster.router(leader)
+    await worker.register()
+    await router.hello()
+    cluster.redis.kill()
+    await router.submit("q1")
+    await router.expect("placed")
+    await asyncio.sleep(2 * LEASE_MS / 1_000)
+    cluster.redis.start()
+    for _ in range(30):
+        await asyncio.sleep(0.1)
+        assert leader.leadership.election.epoch == 1 and not standby.leadership.election.leading
+    await router.submit("q2")
+    assert (await router.expect("placed")).attempt.leader_epoch == 1
+    assert (await leader.leadership._lease.observe())[0].epoch == 1
+
+
+async def test_a_leader_steps_down_when_a_worker_has_obeyed_a_higher_epoch(cluster):
+    app = await cluster.scheduler()
+    router = cluster.router(app)
+    fence = identity_pb2.Fence(epoch=41)
+    await router.send(hello=rs.RouterHello(router_id="r", incarnation=1, protocol_version=1, highest_fence=fence))
+    await cluster.until(lambda: app.leadership.election.epoch == 42, 5)
+
+
+async def test_apply_answers_with_the_right_status(cluster):
+    app = await cluster.scheduler()
+    stub, worker = cluster.stub(app), cluster.worker(app)
+    await worker.register()
+    drain = ws.Drain(reason="scale in")
+    assert (await stub.Apply(ss.ApplyRequest(action_id="1", worker_id="w1", drain=drain))).applied
+    assert (await worker.expect("drain")).reason == "scale in"
+    assert not (await stub.Apply(ss.ApplyRequest(action_id="1", worker_id="w1", drain=drain))).applied
+    cases = {
+        grpc.StatusCode.NOT_FOUND: {"action_id": "2", "worker_id": "w9", "drain": drain},
+        grpc.StatusCode.UNIMPLEMENTED: {"action_id": "3", "worker_id": "w1", "migrate": ss.MigrateRequest()},
+        grpc.StatusCode.INVALID_ARGUMENT: {"worker_id": "w1", "drain": drain},
+    }
+    for code, fields in cases.items():
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await stub.Apply(ss.ApplyRequest(**fields))
+        assert error.value.code() is code and error.value.details()
+
+
+async def test_watchers_see_a_change_at_once(cluster):
+    app = await cluster.scheduler()
+    watch = cluster.stub(app).WatchCluster(ss.WatchClusterRequest())
+    assert not (await watch.read()).workers
+    worker = cluster.worker(app)
+    await worker.register()
+    async with asyncio.timeout(0.9):
+        assert (await watch.read()).workers[0].identity.worker_id == "w1"
+    watch.cancel()
+
+
+async def test_retired_incarnations_survive_the_leader(cluster):
+    leader = await cluster.scheduler()
+    for incarnation in (1, 2):
+        await cluster.worker(leader).register(incarnation=incarnation)
+    await asyncio.sleep(1.3)
+    await cluster.stop(leader)
+    successor = await cluster.scheduler()
+    old = cluster.worker(successor)
+    with pytest.raises(AssertionError, match="stream ended"):
+        await old.register(incarnation=1)
+    await cluster.worker(successor).register(incarnation=2)
+
+
+@pytest.mark.parametrize("method", ["RouterSession", "WorkerSession"])
+async def test_a_stream_must_begin_with_its_greeting(cluster, method):
+    app = await cluster.scheduler()
+    stream = Stream(app.address, method)
+    cluster.streams.append(stream)
+    await stream.send(pong=rs.Pong())
+    assert await stream.ended() is grpc.StatusCode.INVALID_ARGUMENT
