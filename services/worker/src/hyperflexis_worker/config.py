@@ -1,0 +1,84 @@
+"""The worker's settings."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from hyperflexis_common.config import ModelSettings, ServiceSettings
+from hyperflexis_common.step_time import SEEDS
+
+
+class WorkerSettings(ServiceSettings):
+    """Settings of one GPU worker."""
+
+    section: ClassVar[str] = "worker"
+
+    listen: str = "127.0.0.1:50053"
+    """host:port of the gRPC server; port 0 = any free one."""
+    advertise: str = ""
+    """host or host:port that routers dial; empty = the one listened on."""
+    worker_id: str = ""
+    """Name of this worker in the cluster, kept over restarts; empty = drawn at random."""
+    schedulers: list[str] = ["127.0.0.1:50052"]
+    """Schedulers of the cell, leader and standbys, in any order."""
+    models: list[ModelSettings] = []
+    """The stack's models; this worker serves the one named by `model`."""
+    model: str = ""
+    """Name of the model to serve; empty = the first of `models`."""
+    engine: Literal["embedded", "modelled"] = "embedded"
+    """embedded = torch; modelled = no torch, takes as long as the step-time profile says."""
+    engine_mode: Literal["process", "thread"] = "process"
+    """Where the engine runs. thread is for tests and for many modelled workers in little memory."""
+    device: str = "cpu"
+    """torch device of the embedded engine, such as cpu or cuda:0."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Weights, KV and arithmetic of the embedded engine."""
+    num_blocks: int = Field(default=1_024, ge=2)
+    """KV blocks in the pool, one of them reserved."""
+    block_tokens: int = Field(default=16, ge=1)
+    """Tokens per KV block."""
+    max_num_tokens: int = Field(default=512, ge=1)
+    """Tokens in one step at most: the prefill chunk budget."""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Requests in one step at most."""
+    order: Literal["fcfs", "edf"] = "edf"
+    """Who is prefilled first: by arrival, or by first-token deadline."""
+    profile: str = "cpu/tiny/tp1"
+    """Seed of the step-time model: gpu/model/tp."""
+    time_scale: float = Field(default=1.0, ge=0)
+    """Modelled engine: step times are multiplied by this."""
+    role: Literal["mixed", "prefill", "decode"] = "mixed"
+    """What the dispatcher may send at first."""
+    gpu_type: str = "cpu"
+    """Name of the accelerator, for placement and cost."""
+    tags: dict[str, str] = {}
+    """Free tags shown in the cluster, such as the scaler's action_id."""
+    metrics_port: int = Field(default=0, ge=0, le=65_535)
+    """Prometheus port; 0 = off."""
+    stop_grace_s: float = Field(default=5.0, ge=0)
+    """On SIGTERM: how long running requests may go on while the worker drains."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log lines written."""
+
+    def served_model(self) -> ModelSettings:
+        """The model this worker serves. Raises ValueError where it is not configured."""
+        name = self.model or (self.models[0].name if self.models else "")
+        for model in self.models:
+            if model.name == name:
+                return model
+        known = ", ".join(model.name for model in self.models) or "none"
+        raise ValueError(f"worker.model {name!r} is not among the configured models ({known})")
+
+    def check(self) -> None:
+        """Raises ValueError for what no single field can tell."""
+        model = self.served_model()
+        if self.profile not in SEEDS:
+            raise ValueError(f"worker.profile {self.profile!r} is unknown; known: {', '.join(sorted(SEEDS))}")
+        if self.engine == "embedded" and model.path is None:
+            raise ValueError(
+                f"model {model.name!r} needs a path for the embedded engine (or set worker.engine: modelled)"
+            )
+        if not self.schedulers:
+            raise ValueError("worker.schedulers must name at least one host:port")

@@ -1,0 +1,122 @@
+"""What one engine step does. A planner sees exact local state and returns a plan; it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hyperflexis.common.v1 import slo_pb2
+from hyperflexis_common.step_time import StepShape
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`length` tokens of one sequence from `start` on; the last chunk of what it has samples a token."""
+
+    sequence: Sequence
+    start: int
+    length: int
+
+    @property
+    def samples(self) -> bool:
+        return self.start + self.length == self.sequence.num_tokens
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step: who computes what, who loses its blocks first, who is given up and why."""
+
+    chunks: list[Chunk] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    given_up: list[tuple[Sequence, slo_pb2.Decision]] = field(default_factory=list)
+
+    @property
+    def shape(self) -> StepShape:
+        decodes = [chunk for chunk in self.chunks if chunk.length == 1 and chunk.samples]
+        return StepShape(
+            prefill_chunks=tuple((c.length, c.start) for c in self.chunks if not (c.length == 1 and c.samples)),
+            decodes=len(decodes),
+            decode_context_tokens=sum(chunk.start for chunk in decodes),
+        )
+
+
+class StepPlanner(Protocol):
+    def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
+        """The next step. `running` own blocks, in the order they were admitted; `waiting` own none."""
+        ...
+
+
+def by_arrival(sequence: Sequence) -> tuple[int, str]:
+    return (sequence.arrival_us, sequence.request_id)
+
+
+def by_first_token_deadline(sequence: Sequence) -> tuple[int, str]:
+    return (sequence.first_token_due_us, sequence.request_id)
+
+
+ORDERS: dict[str, Callable[[Sequence], tuple[int, str]]] = {"fcfs": by_arrival, "edf": by_first_token_deadline}
+
+
+class BudgetPlanner:
+    """One token budget a step: all decodes first, then prefill chunks in order while budget lasts.
+
+    When a decode finds no free block, the running sequence last in order gives up its blocks and is computed
+    again later; nobody new is admitted in a step that preempted. (vLLM v1's unified rule; Sarathi-Serve with
+    a small budget.)
+    """
+
+    def __init__(self, max_tokens: int, max_sequences: int, order: str = "fcfs") -> None:
+        if order not in ORDERS:
+            raise ValueError(f"unknown order {order!r}; known: {', '.join(sorted(ORDERS))}")
+        if max_tokens < 1 or max_sequences < 1:
+            raise ValueError("max_tokens and max_sequences must be at least 1")
+        self._max_tokens = max_tokens
+        self._max_sequences = max_sequences
+        self._order = ORDERS[order]
+
+    def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
+        plan = StepPlan()
+        free, budget = pool.free, self._max_tokens
+        keep = sorted(running, key=lambda s: (not s.decoding, *self._order(s)))
+        scheduled = 0
+        while scheduled < len(keep):
+            sequence = keep[scheduled]
+            length = min(sequence.to_compute, budget)
+            if length < 1:
+                break
+            needed = pool.blocks_for(sequence.computed + length) - len(sequence.blocks)
+            while needed > free and len(keep) > scheduled + 1:
+                victim = keep.pop()
+                plan.preempted.append(victim)
+                free += len(victim.blocks)
+            if needed > free:
+                # Nobody after it is left to preempt: it yields its own blocks to those before it.
+                plan.preempted.append(keep.pop())
+                break
+            plan.chunks.append(Chunk(sequence, sequence.computed, length))
+            free -= max(needed, 0)
+            budget -= length
+            scheduled += 1
+        if not plan.preempted:
+            self._admit(plan, len(keep), waiting, pool, free, budget)
+        return plan
+
+    def _admit(
+        self, plan: StepPlan, running: int, waiting: Rows[Sequence], pool: BlockPool, free: int, budget: int
+    ) -> None:
+        for sequence in sorted(waiting, key=self._order):
+            if budget < 1 or running >= self._max_sequences:
+                return
+            # Room for all it has now plus one block of growth, so that admission does not preempt at once.
+            needed = min(pool.blocks_for(sequence.num_tokens) + 1, pool.usable)
+            if needed > free:
+                return
+            length = min(sequence.to_compute, budget)
+            plan.chunks.append(Chunk(sequence, 0, length))
+            free -= needed
+            budget -= length
+            running += 1

@@ -1,0 +1,82 @@
+"""What the scheduler hears of this worker, and how often."""
+
+from __future__ import annotations
+
+from hyperflexis.common.v1 import capability_pb2, slo_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2
+from hyperflexis_common.attempt import Attempt
+
+MIN_INTERVAL_US = 20_000
+"""Between two reports that carry updates."""
+LOAD_INTERVAL_US = 100_000
+"""Between two reports of a changed load alone."""
+
+
+class Reporter:
+    """Collects updates of a session and decides when a Report is due."""
+
+    def __init__(self) -> None:
+        self.applied_seq = 0
+        self.interval_us = 1_000_000
+        self._report_seq = 0
+        self._updates: list[worker_session_pb2.RequestUpdate] = []
+        self._sent_us = 0
+        self._sent_load = b""
+
+    def begin(self, interval_us: int, load: worker_session_pb2.WorkerLoad, now_us: int) -> None:
+        """A new session: the Snapshot that goes first says all that pending updates would."""
+        self.applied_seq = 0
+        self.interval_us = interval_us or self.interval_us
+        self._report_seq = 0
+        self._updates = []
+        self._sent_us = now_us
+        self._sent_load = load.SerializeToString()
+
+    def update(
+        self,
+        request_id: str,
+        attempt: Attempt,
+        kind: worker_session_pb2.RequestUpdate.Kind.ValueType,
+        output_tokens: int = 0,
+        decision: slo_pb2.Decision | None = None,
+    ) -> None:
+        self._updates.append(
+            worker_session_pb2.RequestUpdate(
+                request_id=request_id,
+                attempt=attempt.proto(),
+                kind=kind,
+                output_tokens=output_tokens,
+                decision=decision,
+            )
+        )
+
+    def ripe(self, now_us: int) -> bool:
+        """Is it worth asking `due`?"""
+        return now_us - self._sent_us >= (MIN_INTERVAL_US if self._updates else LOAD_INTERVAL_US)
+
+    def due(self, load: worker_session_pb2.WorkerLoad, now_us: int) -> bool:
+        if not self.ripe(now_us):
+            return False
+        if self._updates or now_us - self._sent_us >= self.interval_us:
+            return True
+        return load.SerializeToString() != self._sent_load
+
+    def report(
+        self,
+        load: worker_session_pb2.WorkerLoad,
+        role: capability_pb2.Role.ValueType,
+        readiness: capability_pb2.Readiness.ValueType,
+        now_us: int,
+    ) -> worker_session_pb2.Report:
+        self._report_seq += 1
+        updates, self._updates = self._updates, []
+        self._sent_us = now_us
+        self._sent_load = load.SerializeToString()
+        return worker_session_pb2.Report(
+            report_seq=self._report_seq,
+            applied_seq=self.applied_seq,
+            updates=updates,
+            load=load,
+            readiness=readiness,
+            role=role,
+        )

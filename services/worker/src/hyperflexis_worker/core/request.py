@@ -1,0 +1,105 @@
+"""One request on this worker, from the first of Run and Start to Closed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hyperflexis.common.v1 import sampling_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2
+from hyperflexis.worker.v1 import token_feed_pb2
+from hyperflexis_common import tokens as packing
+from hyperflexis_common.attempt import Attempt
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """Holds one attempt; a higher one of the same request replaces the whole object."""
+
+    request_id: str
+    attempt: Attempt
+    first_seen_us: int
+    run: worker_session_pb2.Run | None = None
+    run_arrival_us: int = 0
+    """The request's arrival at the router, on this clock."""
+    start: token_feed_pb2.Start | None = None
+    phase: worker_session_pb2.RequestPhase.ValueType = worker_session_pb2.REQUEST_PHASE_AWAITING_START
+    tokens: bytearray = field(default_factory=bytearray)
+    """All output tokens from index 0, committed ones included, packed."""
+    crc: int = 0
+    owner: int | None = None
+    """The feed that gets the tokens; None = nobody at present."""
+    orphaned_us: int = 0
+    queued_us: int = 0
+    started_us: int = 0
+    first_token_us: int = 0
+    finished: token_feed_pb2.AttemptFinished | None = None
+    finished_us: int = 0
+
+    @property
+    def count(self) -> int:
+        return packing.count(self.tokens)
+
+    @property
+    def complete(self) -> bool:
+        """Both halves are here."""
+        return self.run is not None and self.start is not None
+
+    @property
+    def live(self) -> bool:
+        """The engine has it."""
+        return self.phase in (
+            worker_session_pb2.REQUEST_PHASE_WAITING,
+            worker_session_pb2.REQUEST_PHASE_PREFILL,
+            worker_session_pb2.REQUEST_PHASE_DECODE,
+        )
+
+    @property
+    def prompt_tokens(self) -> int:
+        if self.start is not None:
+            return packing.count(self.start.prompt)
+        return self.run.prompt_tokens if self.run is not None else 0
+
+    @property
+    def router_id(self) -> str:
+        return self.run.router_id if self.run is not None else ""
+
+    @property
+    def grace_us(self) -> int:
+        return self.start.detach_grace_us if self.start is not None else 0
+
+    def take(self, start_index: int, packed: bytes) -> bool:
+        """Appends new tokens. False where they do not continue what is here: the engine is broken."""
+        if start_index != self.count:
+            return False
+        self.tokens += packed
+        self.crc = packing.extend_crc(self.crc, packed)
+        return True
+
+    def finish(
+        self, reason: sampling_pb2.FinishReason.ValueType, stop_token_id: int, message: str, now_us: int
+    ) -> None:
+        """Nothing follows the tokens that are here."""
+        self.phase = worker_session_pb2.REQUEST_PHASE_FINISHED
+        self.finished_us = now_us
+        self.finished = token_feed_pb2.AttemptFinished(
+            reason=reason,
+            output_tokens=self.count,
+            crc=self.crc,
+            stop_token_id=stop_token_id,
+            message=message,
+            queued_us=max(self.started_us - self.queued_us, 0),
+            prefill_us=max(self.first_token_us - self.started_us, 0),
+        )
+
+    def crc_at(self, count: int) -> int:
+        return self.crc if count == self.count else packing.extend_crc(0, bytes(self.tokens[: 4 * count]))
+
+    def status(self) -> worker_session_pb2.RequestStatus:
+        return worker_session_pb2.RequestStatus(
+            request_id=self.request_id,
+            attempt=self.attempt.proto(),
+            phase=self.phase,
+            prompt_tokens=self.prompt_tokens,
+            output_tokens=self.count,
+            router_id=self.router_id,
+        )

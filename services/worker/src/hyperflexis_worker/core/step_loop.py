@@ -1,0 +1,158 @@
+"""The engine's memory: sequences, their blocks, and how a step's tokens change them.
+
+One step is `plan()` -> an executor computes it -> `commit()`. The same loop runs the torch engine and the
+modelled one; only the executor differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from hyperflexis.common.v1 import sampling_pb2, slo_pb2
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.planner import Chunk, StepPlan, StepPlanner
+from hyperflexis_worker.core.sequence import Sequence
+
+
+class Executor(Protocol):
+    """Computes one step on the device."""
+
+    def execute(self, chunks: Rows[Chunk]) -> list[int]:
+        """Writes keys and values of every chunk's tokens into its sequence's blocks.
+
+        Each sequence's `blocks` cover [0, start + length) when this is called. Returns one token id for each
+        chunk with `samples`, in order.
+        """
+        ...
+
+    def forget(self, sequence: Sequence) -> None:
+        """The sequence has ended here: drop what is kept for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    sequence: Sequence
+    reason: sampling_pb2.FinishReason.ValueType
+    stop_token_id: int = 0
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What a step changed: new tokens (one per sampling sequence), first chunks, ends."""
+
+    tokens: list[tuple[Sequence, int]] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)
+    ended: list[Ended] = field(default_factory=list)
+    given_up: list[tuple[Sequence, slo_pb2.Decision]] = field(default_factory=list)
+
+
+class StepLoop:
+    def __init__(self, planner: StepPlanner, pool: BlockPool) -> None:
+        self._planner = planner
+        self._pool = pool
+        self._running: dict[str, Sequence] = {}
+        self._waiting: dict[str, Sequence] = {}
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._running or self._waiting)
+
+    @property
+    def running(self) -> Iterable[Sequence]:
+        return self._running.values()
+
+    @property
+    def waiting(self) -> Iterable[Sequence]:
+        return self._waiting.values()
+
+    def fits(self, sequence: Sequence) -> bool:
+        """Could it ever run to its end in this pool, alone?"""
+        return self._pool.blocks_for(len(sequence.prompt) + sequence.max_tokens) <= self._pool.usable
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence. Raises ValueError for a request id that is here, or one that can never fit."""
+        if sequence.request_id in self._running or sequence.request_id in self._waiting:
+            raise ValueError(f"{sequence.request_id} is already here")
+        if not self.fits(sequence):
+            raise ValueError(f"{len(sequence.prompt) + sequence.max_tokens} tokens exceed the KV pool")
+        self._waiting[sequence.request_id] = sequence
+
+    def cancel(self, request_id: str, attempt: Attempt | None = None) -> Sequence | None:
+        """Drops a sequence and frees its blocks; with `attempt`, only that attempt or an older one."""
+        sequence = self._running.get(request_id) or self._waiting.get(request_id)
+        if sequence is None or (attempt is not None and sequence.attempt > attempt):
+            return None
+        self._drop(sequence)
+        return sequence
+
+    def plan(self, now_us: int) -> StepPlan:
+        """The next step, with preemptions applied and blocks allocated."""
+        plan = self._planner.plan(list(self._running.values()), list(self._waiting.values()), self._pool, now_us)
+        for sequence in plan.preempted:
+            self._free_blocks(sequence)
+            self._waiting[sequence.request_id] = self._running.pop(sequence.request_id)
+        for sequence, _ in plan.given_up:
+            self._drop(sequence)
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            if sequence.request_id in self._waiting:
+                self._running[sequence.request_id] = self._waiting.pop(sequence.request_id)
+            needed = self._pool.blocks_for(chunk.start + chunk.length) - len(sequence.blocks)
+            if needed > 0:
+                blocks = self._pool.allocate(needed)
+                if blocks is None:
+                    raise AssertionError("the plan needs more blocks than are free")
+                sequence.blocks.extend(blocks)
+        return plan
+
+    def commit(self, plan: StepPlan, tokens: Rows[int]) -> StepResult:
+        """Takes a step's sampled tokens, one for each chunk that samples, in order."""
+        result = StepResult(given_up=plan.given_up)
+        sampled = iter(tokens)
+        for chunk in plan.chunks:
+            sequence = chunk.sequence
+            samples = chunk.samples
+            token = next(sampled) if samples else None
+            if self._running.get(sequence.request_id) is not sequence:
+                continue  # cancelled while the step ran
+            if not sequence.started:
+                sequence.started = True
+                result.started.append(sequence)
+            sequence.computed = chunk.start + chunk.length
+            if token is not None:
+                sequence.output.append(token)
+                result.tokens.append((sequence, token))
+                self._end_if_done(sequence, token, result)
+        return result
+
+    def check_integrity(self) -> None:
+        """At any time between steps: every block has exactly one owner or is free."""
+        self._pool.check_integrity(
+            block for s in (*self._running.values(), *self._waiting.values()) for block in s.blocks
+        )
+
+    def _end_if_done(self, sequence: Sequence, token: int, result: StepResult) -> None:
+        made = len(sequence.output)
+        if token in sequence.sampling.stop_token_ids and made > sequence.sampling.min_tokens:
+            ended = Ended(sequence, sampling_pb2.FINISH_REASON_STOP_TOKEN, token)
+        elif made >= sequence.max_tokens:
+            ended = Ended(sequence, sampling_pb2.FINISH_REASON_LENGTH)
+        else:
+            return
+        self._drop(sequence)
+        result.ended.append(ended)
+
+    def _drop(self, sequence: Sequence) -> None:
+        self._running.pop(sequence.request_id, None)
+        self._waiting.pop(sequence.request_id, None)
+        self._free_blocks(sequence)
+
+    def _free_blocks(self, sequence: Sequence) -> None:
+        self._pool.release(sequence.blocks)
+        sequence.blocks = []
+        sequence.computed = 0

@@ -1,0 +1,1 @@
+"""The engine process and the shell's handle on it: framed messages over one socket."""

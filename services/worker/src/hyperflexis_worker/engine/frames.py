@@ -1,0 +1,144 @@
+"""The messages between the worker's shell and its engine: length-prefixed MessagePack."""
+
+from __future__ import annotations
+
+import struct
+
+import msgspec
+
+HEADER = struct.Struct("<I")
+MAX_FRAME_BYTES = 256 * 2**20
+
+
+class Add(msgspec.Struct, tag=True, frozen=True):
+    """Queue a sequence. `prompt` and `committed` are packed u32 LE."""
+
+    number: int
+    """Counts up from 1 over the life of the engine; Stepped.adds_applied answers it."""
+    request_id: str
+    leader_epoch: int
+    seq: int
+    prompt: bytes
+    committed: bytes
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+    seed: int
+    min_tokens: int
+    stop_token_ids: list[int]
+    arrival_us: int
+    ttft_us: int
+    tpot_us: int
+    weight: float
+    tier: str
+
+
+class Drop(msgspec.Struct, tag=True, frozen=True):
+    """Forget a sequence of at most this attempt, if it is here."""
+
+    request_id: str
+    leader_epoch: int
+    seq: int
+
+
+class Revoked(msgspec.Struct, tag=True, frozen=True):
+    """Both ways. To the engine: drop it if it has not started. Back: whether it was dropped."""
+
+    request_id: str
+    leader_epoch: int
+    seq: int
+    dropped: bool = False
+
+
+class Stop(msgspec.Struct, tag=True, frozen=True):
+    """Leave the loop."""
+
+
+class EngineReady(msgspec.Struct, tag=True, frozen=True):
+    """The engine serves; sent once, first."""
+
+    fingerprint: bytes
+    vocab_size: int
+    context_length: int
+    eos_token_ids: list[int]
+    total_blocks: int
+    block_tokens: int
+    step_planned: bool = True
+
+
+class EndedSequence(msgspec.Struct, frozen=True):
+    request_id: str
+    leader_epoch: int
+    seq: int
+    reason: int
+    stop_token_id: int = 0
+    message: str = ""
+
+
+class NewTokens(msgspec.Struct, frozen=True):
+    """Output tokens [start_index, …) of one sequence, packed."""
+
+    request_id: str
+    leader_epoch: int
+    seq: int
+    start_index: int
+    packed: bytes
+
+
+class GivenUp(msgspec.Struct, frozen=True):
+    request_id: str
+    leader_epoch: int
+    seq: int
+    decision: bytes
+    """A serialized common.v1.Decision."""
+
+
+class EngineLoad(msgspec.Struct, frozen=True):
+    waiting: int = 0
+    running: int = 0
+    queued_prefill_tokens: int = 0
+    decode_context_tokens: int = 0
+    free_blocks: int = 0
+    steps: int = 0
+
+
+class Stepped(msgspec.Struct, tag=True, frozen=True):
+    """After each step, and after sequences came or went while idle."""
+
+    adds_applied: int
+    load: EngineLoad
+    tokens: list[NewTokens] = []
+    started: list[tuple[str, int, int]] = []
+    ended: list[EndedSequence] = []
+    given_up: list[GivenUp] = []
+    duration_us: int = 0
+    predicted_us: int = 0
+
+
+class EngineFailed(msgspec.Struct, tag=True, frozen=True):
+    """The engine cannot go on; sent last."""
+
+    message: str
+
+
+ToEngine = Add | Drop | Revoked | Stop
+FromEngine = EngineReady | Stepped | Revoked | EngineFailed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
+_from_engine: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
+
+
+def encode(message: ToEngine | FromEngine) -> bytes:
+    """One frame: u32 LE length, then the message."""
+    body = _encoder.encode(message)
+    return HEADER.pack(len(body)) + body
+
+
+def decode_to_engine(body: bytes) -> ToEngine:
+    return _to_engine.decode(body)
+
+
+def decode_from_engine(body: bytes) -> FromEngine:
+    return _from_engine.decode(body)

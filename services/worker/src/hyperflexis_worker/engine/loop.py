@@ -1,0 +1,214 @@
+"""The engine's own loop: take commands, plan, execute, commit, tell. No asyncio here."""
+
+from __future__ import annotations
+
+import select
+import socket
+from collections.abc import Iterator
+from typing import Protocol
+
+import structlog
+
+from hyperflexis.common.v1 import sampling_pb2
+from hyperflexis_common import tokens as packing
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.clock import Clock
+from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.planner import StepPlanner
+from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.step_loop import Executor, StepLoop
+from hyperflexis_worker.engine import frames
+
+log = structlog.get_logger(__name__)
+
+IDLE_POLL_S = 0.2
+
+
+class CommandSocket:
+    """The engine's end of the socket: whole frames in, whole frames out, blocking only when idle."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        sock.setblocking(True)
+        self._buffer = bytearray()
+
+    def receive(self, wait_s: float) -> Iterator[frames.ToEngine]:
+        """Commands that are there; waits up to `wait_s` for the first. Raises EOFError at the shell's end."""
+        while select.select([self._sock], [], [], wait_s)[0]:
+            wait_s = 0.0
+            data = self._sock.recv(1 << 20)
+            if not data:
+                raise EOFError("the shell closed the socket")
+            self._buffer += data
+        header = frames.HEADER.size
+        while len(self._buffer) >= header:
+            (length,) = frames.HEADER.unpack_from(self._buffer)
+            if length > frames.MAX_FRAME_BYTES:
+                raise EOFError(f"frame of {length} bytes")
+            if len(self._buffer) < header + length:
+                return
+            body = bytes(self._buffer[header : header + length])
+            del self._buffer[: header + length]
+            yield frames.decode_to_engine(body)
+
+    def send(self, message: frames.FromEngine) -> None:
+        self._sock.sendall(frames.encode(message))
+
+
+class Engine(Protocol):
+    """What the loop needs of an engine beyond an Executor: made by engine/factory.py."""
+
+    @property
+    def executor(self) -> Executor: ...
+    @property
+    def planner(self) -> StepPlanner: ...
+    @property
+    def pool(self) -> BlockPool: ...
+    @property
+    def step_time(self) -> StepTimeModel: ...
+    @property
+    def ready(self) -> frames.EngineReady: ...
+
+
+class EngineLoop:
+    """Runs one engine until the shell says Stop or goes away."""
+
+    def __init__(self, engine: Engine, commands: CommandSocket, clock: Clock) -> None:
+        self._engine = engine
+        self._commands = commands
+        self._clock = clock
+        self._loop = StepLoop(engine.planner, engine.pool)
+        self._adds_applied = 0
+        self._steps = 0
+        self._ended: list[frames.EndedSequence] = []
+
+    def run(self) -> None:
+        """Returns on Stop or when the shell is gone; anything else that is raised is a bug."""
+        self._commands.send(self._engine.ready)
+        try:
+            while self._take_commands():
+                if self._loop.busy:
+                    self._step()
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            log.info("the shell is gone, the engine leaves")
+
+    def _take_commands(self) -> bool:
+        changed = False
+        for command in self._commands.receive(0.0 if self._loop.busy else IDLE_POLL_S):
+            changed = True
+            match command:
+                case frames.Add():
+                    self._add(command)
+                case frames.Drop():
+                    self._forget(self._loop.cancel(command.request_id, Attempt(command.leader_epoch, command.seq)))
+                case frames.Revoked():
+                    self._revoke(command)
+                case frames.Stop():
+                    return False
+        if changed and not self._loop.busy:
+            self._loop.check_integrity()
+            self._tell(frames.Stepped(self._adds_applied, self._load(), ended=self._take_ended()))
+        return True
+
+    def _add(self, add: frames.Add) -> None:
+        sequence = sequence_of(add)
+        self._adds_applied = add.number
+        try:
+            self._loop.add(sequence)
+        except ValueError as error:
+            self._ended.append(_ended(sequence, sampling_pb2.FINISH_REASON_ERROR, message=str(error)))
+
+    def _revoke(self, command: frames.Revoked) -> None:
+        attempt = Attempt(command.leader_epoch, command.seq)
+        waiting = next((s for s in self._loop.waiting if s.request_id == command.request_id), None)
+        dropped = waiting is not None and waiting.attempt == attempt and not waiting.started
+        if dropped:
+            self._forget(self._loop.cancel(command.request_id, attempt))
+        self._tell(frames.Revoked(command.request_id, command.leader_epoch, command.seq, dropped))
+
+    def _step(self) -> None:
+        began = self._clock.now_us()
+        plan = self._loop.plan(began)
+        if not plan.chunks and not plan.given_up:
+            raise RuntimeError("the planner made an empty step although sequences wait")
+        predicted = self._engine.step_time.predict_us(plan.shape)
+        sampled = self._engine.executor.execute(plan.chunks) if plan.chunks else []
+        result = self._loop.commit(plan, sampled)
+        self._steps += 1
+        for end in result.ended:
+            self._ended.append(_ended(end.sequence, end.reason, end.stop_token_id))
+            self._forget(end.sequence)
+        for sequence, _ in result.given_up:
+            self._forget(sequence)
+        self._tell(
+            frames.Stepped(
+                adds_applied=self._adds_applied,
+                load=self._load(),
+                tokens=[
+                    frames.NewTokens(s.request_id, *s.attempt, len(s.output) - 1, packing.pack((token,)))
+                    for s, token in result.tokens
+                ],
+                started=[(s.request_id, *s.attempt) for s in result.started],
+                ended=self._take_ended(),
+                given_up=[
+                    frames.GivenUp(s.request_id, *s.attempt, decision.SerializeToString())
+                    for s, decision in result.given_up
+                ],
+                duration_us=self._clock.now_us() - began,
+                predicted_us=int(predicted),
+            )
+        )
+
+    def _load(self) -> frames.EngineLoad:
+        running = list(self._loop.running)
+        waiting = list(self._loop.waiting)
+        return frames.EngineLoad(
+            waiting=len(waiting),
+            running=len(running),
+            queued_prefill_tokens=sum(s.to_compute for s in (*waiting, *running) if not s.decoding),
+            decode_context_tokens=sum(s.num_tokens for s in running if s.decoding),
+            free_blocks=self._engine.pool.free,
+            steps=self._steps,
+        )
+
+    def _take_ended(self) -> list[frames.EndedSequence]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    def _forget(self, sequence: Sequence | None) -> None:
+        if sequence is not None:
+            self._engine.executor.forget(sequence)
+
+    def _tell(self, message: frames.FromEngine) -> None:
+        self._commands.send(message)
+
+
+def sequence_of(add: frames.Add) -> Sequence:
+    return Sequence(
+        request_id=add.request_id,
+        attempt=Attempt(add.leader_epoch, add.seq),
+        prompt=packing.unpack(add.prompt),
+        output=packing.unpack(add.committed),
+        sampling=Sampling(
+            temperature=add.temperature,
+            top_p=add.top_p,
+            top_k=add.top_k,
+            seed=add.seed,
+            min_tokens=add.min_tokens,
+            stop_token_ids=frozenset(add.stop_token_ids),
+        ),
+        max_tokens=add.max_tokens,
+        arrival_us=add.arrival_us,
+        ttft_us=add.ttft_us,
+        tpot_us=add.tpot_us,
+        weight=add.weight,
+        tier=add.tier,
+        committed=packing.count(add.committed),
+    )
+
+
+def _ended(
+    sequence: Sequence, reason: sampling_pb2.FinishReason.ValueType, stop_token_id: int = 0, message: str = ""
+) -> frames.EndedSequence:
+    return frames.EndedSequence(sequence.request_id, *sequence.attempt, int(reason), stop_token_id, message)

@@ -1,0 +1,32 @@
+"""The worker's Prometheus metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from hyperflexis_worker.engine import frames
+
+
+class WorkerMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.tokens = Counter("hyperflexis_worker_output_tokens", "Output tokens made.", registry=registry)
+        self.steps = Histogram(
+            "hyperflexis_worker_step_seconds",
+            "Duration of engine steps.",
+            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0),
+            registry=registry,
+        )
+        self.waiting = Gauge("hyperflexis_worker_waiting", "Requests that wait on this worker.", registry=registry)
+        self.running = Gauge("hyperflexis_worker_running", "Requests that run on this worker.", registry=registry)
+        self.free_blocks = Gauge("hyperflexis_worker_kv_blocks_free", "Free KV blocks.", registry=registry)
+        self.engine_restarts = Counter(
+            "hyperflexis_worker_engine_restarts", "Lives of the engine lost.", registry=registry
+        )
+
+    def stepped(self, event: frames.Stepped) -> None:
+        if event.duration_us:
+            self.steps.observe(event.duration_us / 1e6)
+            self.tokens.inc(len(event.tokens))
+        self.waiting.set(event.load.waiting)
+        self.running.set(event.load.running)
+        self.free_blocks.set(event.load.free_blocks)

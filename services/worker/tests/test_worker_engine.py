@@ -1,0 +1,132 @@
+"""The engine behind its socket, as a thread and as a process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+
+import pytest
+
+from hyperflexis.common.v1 import sampling_pb2
+from hyperflexis_common.config import ModelSettings
+from hyperflexis_common.tokens import pack, unpack
+from hyperflexis_worker.config import WorkerSettings
+from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine.handle import EngineHandle
+from hyperflexis_worker.modelled import reference_tokens
+
+MODEL = ModelSettings(name="m", vocab_size=1_000, context_length=512)
+
+
+def settings(mode: str, time_scale: float = 0.0) -> WorkerSettings:
+    return WorkerSettings(
+        worker_id="w", models=[MODEL], engine="modelled", engine_mode=mode, num_blocks=64, time_scale=time_scale
+    )
+
+
+def add(number: int, name: str, max_tokens: int = 8, committed: list[int] | None = None) -> frames.Add:
+    return frames.Add(
+        number=number,
+        request_id=name,
+        leader_epoch=1,
+        seq=number,
+        prompt=pack([1, 2, 3]),
+        committed=pack(committed or []),
+        max_tokens=max_tokens,
+        temperature=0.0,
+        top_p=1.0,
+        top_k=0,
+        seed=5,
+        min_tokens=0,
+        stop_token_ids=[],
+        arrival_us=0,
+        ttft_us=10**6,
+        tpot_us=10**6,
+        weight=1.0,
+        tier="",
+    )
+
+
+@pytest.fixture(params=["thread", "process"])
+async def engine(request: pytest.FixtureRequest) -> AsyncIterator[EngineHandle]:
+    handle = EngineHandle(settings(request.param))
+    await handle.start()
+    yield handle
+    await handle.stop()
+
+
+async def collect(engine: EngineHandle, ends: int) -> tuple[dict[str, list[int]], list[frames.EndedSequence]]:
+    """Output tokens by request, and the ends, until `ends` of them came."""
+    tokens: dict[str, list[int]] = {}
+    ended: list[frames.EndedSequence] = []
+    async with asyncio.timeout(20):
+        async for event in engine.events():
+            if isinstance(event, frames.Stepped):
+                for new in event.tokens:
+                    assert new.start_index == len(tokens.setdefault(new.request_id, []))
+                    tokens[new.request_id] += unpack(new.packed)
+                ended += event.ended
+                if len(ended) >= ends:
+                    break
+    return tokens, ended
+
+
+async def test_tokens_equal_the_reference(engine: EngineHandle) -> None:
+    for number in range(1, 6):
+        engine.send(add(number, f"r{number}"))
+    tokens, ended = await collect(engine, 5)
+    assert {end.reason for end in ended} == {sampling_pb2.FINISH_REASON_LENGTH}
+    assert set(tokens) == {f"r{number}" for number in range(1, 6)}
+    assert all(made == reference_tokens([1, 2, 3], 5, 8, 1_000) for made in tokens.values())
+
+
+async def test_what_can_never_fit_ends_with_the_reason(engine: EngineHandle) -> None:
+    engine.send(add(1, "big", max_tokens=100_000))
+    _, (end,) = await collect(engine, 1)
+    assert end.reason == sampling_pb2.FINISH_REASON_ERROR
+    assert "KV pool" in end.message
+
+
+async def test_drop_and_revoke() -> None:
+    engine = EngineHandle(settings("thread", time_scale=20.0))
+    await engine.start()
+    try:
+        engine.send(add(1, "long", max_tokens=400))
+        engine.send(frames.Revoked("unknown", 1, 2))
+        engine.send(frames.Drop("long", 1, 1))
+        seen: list[frames.FromEngine] = []
+        async with asyncio.timeout(10):
+            async for event in engine.events():
+                seen.append(event)
+                if isinstance(event, frames.Stepped) and event.adds_applied == 1 and not event.load.running:
+                    break
+        assert frames.Revoked("unknown", 1, 2, False) in seen
+        assert sum(len(e.tokens) for e in seen if isinstance(e, frames.Stepped)) < 10
+    finally:
+        await engine.stop()
+
+
+async def test_a_killed_engine_ends_its_events() -> None:
+    engine = EngineHandle(settings("process"))
+    await engine.start()
+    try:
+        async with asyncio.timeout(20):
+            async for event in engine.events():
+                assert isinstance(event, frames.EngineReady)
+                os.kill(engine.pid, signal.SIGKILL)
+    finally:
+        await engine.stop()
+
+
+async def test_an_engine_that_cannot_start_says_why() -> None:
+    broken = WorkerSettings(worker_id="w", models=[ModelSettings(name="m", path="/nonexistent")], engine="embedded")
+    engine = EngineHandle(broken)
+    await engine.start()
+    try:
+        async with asyncio.timeout(40):
+            events = [event async for event in engine.events()]
+        assert any(isinstance(event, frames.EngineFailed) for event in events)
+    finally:
+        await engine.stop()

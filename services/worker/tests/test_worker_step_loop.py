@@ -1,0 +1,173 @@
+"""Property tests of the engine's memory: blocks, planner and step loop together."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.step_time import SEEDS
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.planner import BudgetPlanner
+from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.step_loop import StepLoop
+from hyperflexis_worker.modelled import ModelledExecutor, reference_tokens
+
+VOCAB = 1_000
+
+
+def sequence(
+    name: str, prompt: list[int], max_tokens: int, committed: list[int] | None = None, arrival_us: int = 0
+) -> Sequence:
+    return Sequence(
+        request_id=name,
+        attempt=Attempt(1, 1),
+        prompt=prompt,
+        output=list(committed or []),
+        sampling=Sampling(seed=7),
+        max_tokens=max_tokens,
+        arrival_us=arrival_us,
+        committed=len(committed or []),
+    )
+
+
+def executor() -> ModelledExecutor:
+    return ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], sleep=lambda _: None)
+
+
+class EngineMemory(RuleBasedStateMachine):
+    """Random arrivals, cancellations and steps over a pool that is often too small."""
+
+    @initialize(
+        blocks=st.integers(3, 12),
+        block_tokens=st.integers(1, 5),
+        budget=st.integers(1, 20),
+        limit=st.integers(1, 4),
+        order=st.sampled_from(["fcfs", "edf"]),
+    )
+    def begin(self, blocks: int, block_tokens: int, budget: int, limit: int, order: str) -> None:
+        self.pool = BlockPool(blocks, block_tokens)
+        self.budget, self.limit = budget, limit
+        self.loop = StepLoop(BudgetPlanner(budget, limit, order), self.pool)
+        self.executor = executor()
+        self.live: dict[str, Sequence] = {}
+        self.names = 0
+        self.idle_steps = 0
+
+    @rule(
+        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12),
+        more=st.integers(1, 12),
+        committed=st.integers(0, 3),
+    )
+    def add(self, prompt: list[int], more: int, committed: int) -> None:
+        self.names += 1
+        known = reference_tokens(prompt, 7, committed, VOCAB)
+        one = sequence(f"r{self.names}", prompt, committed + more, known, arrival_us=self.names)
+        if self.loop.fits(one):
+            self.loop.add(one)
+            self.live[one.request_id] = one
+        else:
+            with pytest.raises(ValueError, match="exceed the KV pool"):
+                self.loop.add(one)
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.live)))
+        assert self.loop.cancel(name) is self.live.pop(name)
+
+    @precondition(lambda self: self.loop.busy)
+    @rule()
+    def step(self) -> None:
+        plan = self.loop.plan(0)
+        assert plan.chunks, "sequences wait and nothing is done"
+        assert sum(chunk.length for chunk in plan.chunks) <= self.budget
+        assert len(list(self.loop.running)) <= max(self.limit, len(plan.chunks))
+        result = self.loop.commit(plan, self.executor.execute(plan.chunks))
+        for ended in result.ended:
+            one = self.live.pop(ended.sequence.request_id)
+            assert one.output == reference_tokens(one.prompt, 7, one.max_tokens, VOCAB)
+
+    @invariant()
+    def every_block_has_one_owner(self) -> None:
+        if hasattr(self, "loop"):
+            self.loop.check_integrity()
+
+    def teardown(self) -> None:
+        """Nobody starves: without new arrivals everything ends, within a bound on steps."""
+        if not hasattr(self, "loop"):
+            return
+        work = sum(len(s.prompt) + s.max_tokens for s in self.live.values())
+        for _ in range(20 * work + 20):
+            if not self.loop.busy:
+                break
+            self.step()
+        assert not self.live
+        assert self.pool.free == self.pool.usable
+
+
+TestEngineMemory = EngineMemory.TestCase
+
+
+@given(
+    prompts=st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=30), min_size=1, max_size=6),
+    budget=st.integers(1, 40),
+)
+def test_tokens_do_not_depend_on_chunks_or_company(prompts: list[list[int]], budget: int) -> None:
+    loop, device = StepLoop(BudgetPlanner(budget, 8), BlockPool(200, 4)), executor()
+    sequences = [sequence(f"r{i}", prompt, 5, arrival_us=i) for i, prompt in enumerate(prompts)]
+    for one in sequences:
+        loop.add(one)
+    while loop.busy:
+        plan = loop.plan(0)
+        loop.commit(plan, device.execute(plan.chunks))
+    for one in sequences:
+        assert one.output == reference_tokens(one.prompt, 7, 5, VOCAB)
+
+
+def test_a_stop_token_ends_a_sequence_but_not_before_min_tokens() -> None:
+    prompt = [1, 2, 3]
+    tokens = reference_tokens(prompt, 7, 10, VOCAB)
+    for min_tokens, expected in ((0, 3), (5, 10)):
+        one = sequence("r", prompt, 10)
+        one.sampling = Sampling(seed=7, stop_token_ids=frozenset({tokens[2]}), min_tokens=min_tokens)
+        loop, device = StepLoop(BudgetPlanner(16, 8), BlockPool(50, 4)), executor()
+        loop.add(one)
+        while loop.busy:
+            plan = loop.plan(0)
+            loop.commit(plan, device.execute(plan.chunks))
+        assert len(one.output) == expected
+
+
+def test_a_spliced_token_breaks_all_later_ones() -> None:
+    prompt = [5, 6]
+    reference = reference_tokens(prompt, 7, 8, VOCAB)
+    wrong = [*reference[:3], (reference[3] + 1) % VOCAB]
+    one = sequence("r", prompt, 8, wrong)
+    loop, device = StepLoop(BudgetPlanner(16, 8), BlockPool(50, 4)), executor()
+    loop.add(one)
+    while loop.busy:
+        plan = loop.plan(0)
+        loop.commit(plan, device.execute(plan.chunks))
+    assert all(a != b for a, b in zip(one.output[3:], reference[3:], strict=True))
+
+
+def test_freeing_twice_is_an_error() -> None:
+    pool = BlockPool(4, 2)
+    blocks = pool.allocate(2)
+    assert blocks is not None
+    pool.release(blocks)
+    with pytest.raises(ValueError, match="not owned"):
+        pool.release(blocks)
+
+
+def test_a_block_handed_out_again_has_a_higher_generation() -> None:
+    pool = BlockPool(2, 2)
+    first = pool.allocate(1)
+    assert first is not None
+    before = pool.generations[first[0]]
+    pool.release(first)
+    assert pool.allocate(1) == first
+    assert pool.generations[first[0]] == before + 1
