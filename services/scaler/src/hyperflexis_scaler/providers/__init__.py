@@ -1,0 +1,1 @@
+"""Where instances come from: one small seam, its public fake, and local processes."""
