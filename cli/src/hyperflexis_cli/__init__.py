@@ -1,0 +1,1 @@
+"""The `hyperflexis` command, and `LocalStack`: the whole suite as processes of this machine."""

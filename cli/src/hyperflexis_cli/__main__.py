@@ -1,0 +1,5 @@
+"""`python -m hyperflexis_cli`."""
+
+from hyperflexis_cli.app import main
+
+main()

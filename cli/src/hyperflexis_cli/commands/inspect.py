@@ -1,0 +1,208 @@
+"""`hyperflexis requests`, `explain`, `models`, `cluster`: what runs, where, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+
+from hyperflexis.common.v1 import capability_pb2
+from hyperflexis.scheduler.v1 import scheduler_service_pb2 as wire
+from hyperflexis_cli.cluster import find_leader, look_at_cluster, watch_cluster
+from hyperflexis_cli.console import (
+    DEFAULT_TARGET,
+    PATIENCE,
+    ApiKey,
+    Targets,
+    fail,
+    friendly,
+    out,
+    served_models,
+    targets_of,
+)
+from hyperflexis_cli.figures import count, microseconds, named
+from hyperflexis_cli.stack import RUNS, STACK_FILE
+from hyperflexis_client import AsyncClient, Decision, RequestDetails
+
+DEFAULT_SCHEDULERS = ["127.0.0.1:50052"]
+
+
+@friendly
+async def requests(
+    target: Targets = DEFAULT_TARGET,
+    api_key: ApiKey = None,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most this many per router.")] = 20,
+) -> None:
+    """Lists your requests, the newest first."""
+    table = _table("request", "tier", "state", "prompt", "output", "age", "worker", "attempt", "router")
+    for address in targets_of(target):
+        async with AsyncClient(address, api_key, retry=PATIENCE) as client:
+            for entry in await client.list_requests(limit):
+                table.add_row(
+                    entry.request_id,
+                    escape(entry.tier),
+                    entry.state,
+                    count(entry.prompt_tokens),
+                    count(entry.output_tokens),
+                    microseconds(entry.age_us),
+                    entry.worker_id or "-",
+                    entry.attempt or "-",
+                    entry.router_id,
+                )
+    out.print(table if table.row_count else "no requests")
+
+
+@friendly
+async def explain(
+    request_id: Annotated[str, typer.Argument(help="As Accepted or `hyperflexis requests` told it.")],
+    target: Targets = DEFAULT_TARGET,
+    api_key: ApiKey = None,
+) -> None:
+    """Shows every decision taken for a request, with the numbers that decided it."""
+    async with AsyncClient(targets_of(target), api_key, retry=PATIENCE) as client:
+        details = await client.get_request(request_id)
+    for line in _headline(details):
+        out.print(line, soft_wrap=True)
+    if not details.decisions:
+        out.print("no decisions recorded")
+        return
+    table = _table("after", "decision", "reason", "worker", "attempt", "numbers")
+    oldest_us = max(decision.age_us for decision in details.decisions)
+    for decision in sorted(details.decisions, key=lambda decision: -decision.age_us):
+        table.add_row(
+            microseconds(oldest_us - decision.age_us),
+            escape(decision.kind),
+            escape(decision.reason),
+            decision.worker_id or "-",
+            decision.attempt or "-",
+            escape(numbers_of(decision)),
+        )
+    out.print(table)
+
+
+def _headline(details: RequestDetails) -> list[str]:
+    summary, slo, finished = details.summary, details.slo, details.finished
+    lines = [
+        f"[bold]{escape(summary.request_id)}[/]  {escape(summary.model)}, {escape(slo.tier)} "
+        f"(TTFT {microseconds(slo.ttft_us)}, TPOT {microseconds(slo.tpot_us)}), {summary.state}, "
+        f"{summary.prompt_tokens} + {summary.output_tokens} tokens"
+    ]
+    if finished is not None:
+        lines.append(
+            f"{finished.reason}, {finished.verdict}: TTFT {microseconds(finished.ttft_us)}, "
+            f"TPOT {microseconds(finished.tpot_us)}, longest gap {microseconds(finished.max_gap_us)}, "
+            f"{finished.attempts} attempts"
+        )
+    return lines
+
+
+def numbers_of(decision: Decision) -> str:
+    """The decision's inputs in a line, names in order."""
+    return ", ".join(named(name, value) for name, value in sorted(decision.numbers.items()))
+
+
+@friendly
+async def models(target: Targets = DEFAULT_TARGET, api_key: ApiKey = None) -> None:
+    """Lists models and tiers."""
+    served = await served_models(targets_of(target), api_key)
+    table = _table("model", "context", "vocabulary", "ready workers", "tokenizer")
+    for model in served.models:
+        tokenizer = "yes" if model.has_tokenizer else "no: prompts are token ids"
+        sizes = (count(model.context_length), count(model.vocab_size), count(model.ready_workers))
+        table.add_row(escape(model.name), *sizes, tokenizer)
+    out.print(table)
+    tiers = _table("tier", "TTFT", "TPOT", "longest gap", "weight")
+    for tier in served.tiers:
+        name = f"{tier.tier} (default)" if tier.tier == served.default_tier else tier.tier
+        times = (microseconds(tier.ttft_us), microseconds(tier.tpot_us), microseconds(tier.max_gap_us))
+        tiers.add_row(escape(name), *times, f"{tier.weight:g}")
+    out.print(tiers)
+
+
+@friendly
+async def cluster(
+    scheduler: Annotated[
+        str,
+        typer.Option(
+            envvar="HYPERFLEXIS_SCHEDULERS",
+            help="Schedulers as host:port, with commas. Default: those of the stack that runs in this directory, else "
+            + DEFAULT_SCHEDULERS[0],
+            show_default=False,
+        ),
+    ] = "",
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it.")] = False,
+) -> None:
+    """Shows the workers as the leading scheduler sees them."""
+    schedulers = targets_of(scheduler) if scheduler else running_schedulers() or DEFAULT_SCHEDULERS
+    leader = await find_leader(schedulers)
+    if leader is None:
+        fail(f"no leader among {', '.join(schedulers)} (name the schedulers with --scheduler)")
+    if not watch:
+        seen = await look_at_cluster([leader])
+        if seen is None:
+            fail(f"the leader {leader} does not answer")
+        out.print(cluster_table(seen, leader))
+        return
+    with Live(console=out, auto_refresh=False) as live:
+        async for message in watch_cluster(leader):
+            live.update(cluster_table(message, leader), refresh=True)
+
+
+def cluster_table(cluster: wire.WatchClusterResponse, leader: str) -> Table:
+    """A row per worker."""
+    title = (
+        f"leader {leader}, epoch {cluster.fence.epoch}: {cluster.active} requests placed, {cluster.held} held, "
+        f"{len(cluster.routers)} routers"
+    )
+    columns = ("worker", "address", "model", "state", "running", "waiting", "queued tokens", "free blocks", "silent")
+    table = _table(*columns, title=title)
+    for worker in cluster.workers:
+        load = worker.load
+        table.add_row(
+            worker.identity.worker_id,
+            worker.address,
+            escape(worker.model),
+            worker_state(worker),
+            count(load.running),
+            count(load.waiting),
+            count(load.queued_prefill_tokens),
+            f"{count(load.kv.free_blocks)}/{count(load.kv.total_blocks)}",
+            microseconds(worker.silent_us),
+        )
+    return table
+
+
+def worker_state(worker: wire.ClusterWorker) -> str:
+    """ready, loading …; hung and disconnected come first."""
+    if worker.hung:
+        return "hung"
+    if worker.disconnected:
+        return "disconnected"
+    return capability_pb2.Readiness.Name(worker.readiness).removeprefix("READINESS_").lower()
+
+
+def running_schedulers() -> Sequence[str]:
+    """Those of the newest stack that `hyperflexis up` runs in this directory."""
+    for path in sorted(Path(RUNS).glob(f"*/{STACK_FILE}"), reverse=True):
+        try:
+            run = json.loads(path.read_text(encoding="utf-8"))
+            os.kill(run["pid"], 0)
+        except (OSError, ValueError, KeyError):
+            continue
+        return [address for name, address in run["addresses"].items() if name.startswith("scheduler-")]
+    return ()
+
+
+def _table(*columns: str, title: str | None = None) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    return table

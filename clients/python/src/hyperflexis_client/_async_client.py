@@ -1,0 +1,123 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import grpc
+
+from hyperflexis.common.v1 import info_service_pb2
+from hyperflexis.router.v1 import inference_service_pb2 as wire
+from hyperflexis_client._async_generation import AsyncGeneration
+from hyperflexis_client._async_link import AsyncLink
+from hyperflexis_client._calls import DETACH_GRACE_MS, Options, generate_request
+from hyperflexis_client._conversation import Conversation
+from hyperflexis_client._recovery import RetryPolicy
+from hyperflexis_client._sampling import Sampling
+from hyperflexis_client._views import Models, RequestDetails, RequestSummary, ServerInfo
+
+
+class AsyncClient:
+    """Talks to one or several routers; any of them serves any request.
+
+    New requests go round the targets; a lost one is replaced by the next. Use as `async with`, or close().
+    """
+
+    def __init__(
+        self,
+        targets: str | Sequence[str],
+        api_key: str | None = None,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        """`targets` are host:port; plaintext unless `credentials` are given. Raises ValueError without any."""
+        self._link = AsyncLink(Options.of(targets, api_key, credentials, retry))
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connections; streams still open are lost (and run on for their detach grace)."""
+        await self._link.close()
+
+    def generate(
+        self,
+        model: str,
+        prompt: str | Sequence[int],
+        *,
+        sampling: Sampling | None = None,
+        tier: str = "",
+        ttft_ms: float | None = None,
+        tpot_ms: float | None = None,
+        detach_grace_ms: int = DETACH_GRACE_MS,
+        idempotency_key: str | None = None,
+        durable: bool = False,
+        return_text: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> AsyncGeneration:
+        """A generation; it starts when it is first read.
+
+        `prompt` is text or token ids. `tier` empty = the router's default; `ttft_ms` and `tpot_ms` override its
+        promise. The request runs on `detach_grace_ms` after its stream is lost. `durable` = recorded before it
+        is accepted, or Unavailable. `return_text` False = token ids only; None = text where the model has a
+        tokenizer. `timeout_s` bounds the whole generation, reconnections included.
+        Raises ValueError for token ids out of range; all else is raised by reading.
+        """
+        request = generate_request(
+            model,
+            prompt,
+            sampling=sampling,
+            tier=tier,
+            ttft_ms=ttft_ms,
+            tpot_ms=tpot_ms,
+            detach_grace_ms=detach_grace_ms,
+            idempotency_key=idempotency_key,
+            durable=durable,
+            return_text=return_text,
+        )
+        return AsyncGeneration(self._link, Conversation(request), timeout_s)
+
+    def resume(
+        self,
+        request_id: str,
+        next_index: int = 0,
+        tail: Sequence[int] = (),
+        *,
+        detach_grace_ms: int = DETACH_GRACE_MS,
+        timeout_s: float | None = None,
+    ) -> AsyncGeneration:
+        """Goes on reading a request from `next_index`; `tail` = the last tokens before it, if known.
+
+        Whoever read it before gets Aborted. Raises ValueError where the tail is longer than `next_index`.
+        """
+        conversation = Conversation.resuming(request_id, next_index, tail, detach_grace_ms)
+        return AsyncGeneration(self._link, conversation, timeout_s)
+
+    async def cancel(self, request_id: str) -> bool:
+        """Ends a request at once. False = it had finished already."""
+        return await self._link.cancel(request_id)
+
+    async def list_models(self) -> Models:
+        """Models and tiers that can be asked for."""
+        return Models.of(await self._link.ask("ListModels", wire.ListModelsRequest()))
+
+    async def get_request(self, request_id: str) -> RequestDetails:
+        """State, measured times and every decision taken for a request."""
+        request = wire.GetRequestRequest(request_id=request_id)
+        return RequestDetails.of(await self._link.ask("GetRequest", request, by_id=True))
+
+    async def list_requests(self, limit: int = 100) -> tuple[RequestSummary, ...]:
+        """Requests of the caller's tenant that the answering router holds, newest first."""
+        reply = await self._link.ask("ListRequests", wire.ListRequestsRequest(limit=limit))
+        return tuple(RequestSummary.of(summary) for summary in reply.requests)
+
+    async def server_info(self) -> ServerInfo:
+        """Version and features of the answering router."""
+        return ServerInfo.of(await self._link.ask("GetServerInfo", info_service_pb2.GetServerInfoRequest()))
