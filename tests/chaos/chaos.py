@@ -1,0 +1,36 @@
+"""What a fault works with: the cell, its clients, and a seeded chance."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+
+from chaos_cell import ChaosCell
+from client_load import Load
+from leadership import leader_of
+
+
+class Chaos:
+    """What a fault works with."""
+
+    def __init__(self, cell: ChaosCell, load: Load, seed: int) -> None:
+        self.cell = cell
+        self.load = load
+        self.chance = random.Random(seed)
+
+    def worker(self) -> str:
+        return self.chance.choice(self.cell.workers)
+
+    def router(self) -> str:
+        return self.chance.choice(self.cell.routers)
+
+    async def leader(self) -> str:
+        return await leader_of(self.cell)
+
+    async def pause(self, low_s: float, high_s: float) -> None:
+        await asyncio.sleep(self.chance.uniform(low_s, high_s))
+
+
+Fault = Callable[[Chaos], Awaitable[None]]
+"""Breaks something, waits as long as that takes, and leaves the cell able to heal."""

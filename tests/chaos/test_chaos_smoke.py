@@ -1,0 +1,26 @@
+"""Ten faults on a live cell; `make chaos` makes a thousand."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+KINDS = (
+    "kill_worker", "stop_worker", "kill_engine", "kill_leader", "kill_router", "redis_restarted_empty",
+    "two_resumes", "cancel_storm", "run_delivered_placed_lost_leader_killed", "connections_reset",
+)  # fmt: skip
+
+
+@pytest.mark.timeout(150)
+def test_ten_faults_cost_no_token(tmp_path: Path) -> None:
+    run = Path(__file__).with_name("run.py")
+    command = [sys.executable, str(run), "--out", str(tmp_path), "--streams", "8", "--kinds", *KINDS]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=140, check=False)
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert sum(summary["faults"].values()) == len(KINDS)
+    assert summary["finished"] > 50

@@ -1,0 +1,74 @@
+"""A TCP proxy that can hold or cut one direction: the network faults that signals cannot make."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Literal
+
+Way = Literal["to_server", "to_client"]
+
+
+class TcpProxy:
+    """Listens on a port of its own and passes bytes on to `target`, while its gates are open."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._host, self._port = host, int(port)
+        self._gates: dict[Way, asyncio.Event] = {"to_server": asyncio.Event(), "to_client": asyncio.Event()}
+        for gate in self._gates.values():
+            gate.set()
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+        self.address = ""
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.address = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self.address
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self.reset()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    def hold(self, way: Way) -> None:
+        """From now on nothing passes that way, on any connection; the other way goes on."""
+        self._gates[way].clear()
+
+    def release(self, way: Way) -> None:
+        """What was held passes, in order."""
+        self._gates[way].set()
+
+    def reset(self) -> None:
+        """Breaks every connection: what was under way is lost."""
+        for connection in self._connections:
+            connection.cancel()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        up: asyncio.StreamWriter | None = None
+        try:
+            server_reader, up = await asyncio.open_connection(self._host, self._port)
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._pump(reader, up, "to_server"))
+                pumps.create_task(self._pump(server_reader, writer, "to_client"))
+        except* (OSError, asyncio.CancelledError):
+            pass
+        finally:
+            self._connections.discard(task)
+            for end in (writer, up):
+                if end is not None:
+                    with contextlib.suppress(Exception):
+                        end.transport.abort()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
+        while data := await reader.read(1 << 16):
+            await self._gates[way].wait()
+            writer.write(data)
+            await writer.drain()
+        # One end is done: so is the connection, as it is when a process dies.
+        raise ConnectionResetError("closed")

@@ -1,0 +1,53 @@
+"""The scheduler's core as a process of the virtual cell."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from virtual_network import Link
+from virtual_process import TICK_US, Process
+
+from hyperflexis.common.v1 import identity_pb2
+from hyperflexis_common.attempt import WorkerKey
+from hyperflexis_scheduler.core import effects as scheduler_effects
+from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.rules import Rules
+from hyperflexis_scheduler.core.scheduler import SchedulerCore
+
+if TYPE_CHECKING:
+    from virtual_cell import VirtualCell
+
+
+class Scheduler(Process):
+    def __init__(self, cell: VirtualCell, epoch: int, known: list[WorkerKey]) -> None:
+        super().__init__(cell)
+        self.core = SchedulerCore(Rules(), POLICIES[cell.policy]())
+        self.links: dict[int, Link] = {}
+        self.dialled: list[Link] = []
+        """Every connection to this process, those it has not heard from yet included."""
+        self._next = 1
+        self.core.begin(identity_pb2.Fence(epoch=epoch, leader_id=f"s{epoch}"), known, self.now_us())
+        self._tick()
+
+    def accept(self, link: Link) -> int:
+        session, self._next = self._next, self._next + 1
+        self.links[session] = link
+        return session
+
+    def apply(self, effects: list[scheduler_effects.Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case scheduler_effects.ToRouter(session, message) | scheduler_effects.ToWorker(session, message):
+                    if session in self.links and not self.cell.drop(message):
+                        self.links[session].send("down", message)
+                case scheduler_effects.CloseSession(session, _, _):
+                    if session in self.links:
+                        self.links.pop(session).close_from("down")
+                case scheduler_effects.HigherEpoch(epoch):
+                    self.cell.time.after(0, partial(self.cell.replace_leader, above=epoch))
+
+    def _tick(self) -> None:
+        if self.alive:
+            self.deliver(lambda: self.apply(self.core.tick(self.now_us())))
+            self.cell.time.after(TICK_US, self._tick)
