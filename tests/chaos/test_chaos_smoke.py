@@ -23,4 +23,5 @@ def test_ten_faults_cost_no_token(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert sum(summary["faults"].values()) == len(KINDS)
-    assert summary["finished"] > 50
+    assert summary["requests"] == summary["finished"] + summary["cancelled"]
+    assert summary["finished"] >= 2 * 8, "each stream finished one before or under the faults, and one after them"
