@@ -25,7 +25,6 @@ from hyperflexis.worker.v1 import token_feed_pb2 as feed_pb2
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_router.core.effects import DropScheduler, Ended, Noticed, ToScheduler
 from hyperflexis_router.core.router import RouterCore
-from hyperflexis_router.core.submission import prefix_hashes
 
 
 def test_a_request_from_submit_to_end(core: RouterCore) -> None:
@@ -138,10 +137,3 @@ def test_a_released_request_is_left_alone(running: RouterCore) -> None:
 def test_a_resumed_request_that_has_everything_ends_at_once(core: RouterCore) -> None:
     [end, *_] = core.resume(resumed_request(OUTPUT, max_tokens=len(OUTPUT)), 0)
     assert isinstance(end, Ended) and end.reason == sampling_pb2.FINISH_REASON_LENGTH
-
-
-def test_prefix_hashes_chain() -> None:
-    one, other = prefix_hashes(pack(range(8)), 4), prefix_hashes(pack([9, *range(1, 8)]), 4)
-    assert len(one) == 32 and one[16:] != other[16:]
-    assert prefix_hashes(pack(range(7)), 4) == one[:16]
-    assert prefix_hashes(pack(range(7)), 0) == b""

@@ -10,6 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import BudgetPlanner
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
@@ -46,9 +47,10 @@ class EngineMemory(RuleBasedStateMachine):
         budget=st.integers(1, 20),
         limit=st.integers(1, 4),
         order=st.sampled_from(["fcfs", "edf"]),
+        prefix_cache=st.booleans(),
     )
-    def begin(self, blocks: int, block_tokens: int, budget: int, limit: int, order: str) -> None:
-        self.pool = BlockPool(blocks, block_tokens)
+    def begin(self, blocks: int, block_tokens: int, budget: int, limit: int, order: str, prefix_cache: bool) -> None:
+        self.pool = BlockPool(blocks, block_tokens, prefix_cache)
         self.budget, self.limit = budget, limit
         self.loop = StepLoop(BudgetPlanner(budget, limit, order), self.pool)
         self.executor = executor()
@@ -57,7 +59,7 @@ class EngineMemory(RuleBasedStateMachine):
         self.idle_steps = 0
 
     @rule(
-        prompt=st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=12),
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12),  # so few tokens that prefixes repeat
         more=st.integers(1, 12),
         committed=st.integers(0, 3),
     )
@@ -154,20 +156,56 @@ def test_a_spliced_token_breaks_all_later_ones() -> None:
     assert all(a != b for a, b in zip(one.output[3:], reference[3:], strict=True))
 
 
-def test_freeing_twice_is_an_error() -> None:
-    pool = BlockPool(4, 2)
-    blocks = pool.allocate(2)
-    assert blocks is not None
-    pool.release(blocks)
-    with pytest.raises(ValueError, match="not owned"):
-        pool.release(blocks)
+def test_a_prefix_is_computed_once_and_its_last_token_always() -> None:
+    pool = BlockPool(20, 4)
+    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor()
+
+    def run(name: str, prompt: list[int]) -> Sequence:
+        one = sequence(name, prompt, 1)
+        loop.add(one)
+        while loop.busy:
+            plan = loop.plan(0)
+            computed[name] = computed.get(name, 0) + sum(chunk.length for chunk in plan.chunks)
+            loop.commit(plan, device.execute(plan.chunks))
+        return one
+
+    computed: dict[str, int] = {}
+    prompt = list(range(12))
+    assert run("first", prompt).cached_tokens == 0
+    assert run("same", prompt).cached_tokens == 8 and computed["same"] == 4
+    assert run("longer", [*prompt, 50, 51]).cached_tokens == 12 and computed["longer"] == 2
+    assert run("other", [99, *prompt[1:]]).cached_tokens == 0
 
 
-def test_a_block_handed_out_again_has_a_higher_generation() -> None:
-    pool = BlockPool(2, 2)
-    first = pool.allocate(1)
-    assert first is not None
-    before = pool.generations[first[0]]
-    pool.release(first)
-    assert pool.allocate(1) == first
-    assert pool.generations[first[0]] == before + 1
+def test_two_that_run_share_the_blocks_of_their_prefix() -> None:
+    pool = BlockPool(10, 4)
+    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor()
+    for name in ("a", "b"):
+        loop.add(sequence(name, list(range(9)), 3))
+        plan = loop.plan(0)
+        loop.commit(plan, device.execute(plan.chunks))
+    a, b = loop.running
+    assert a.blocks[:2] == b.blocks[:2] and a.blocks[2] != b.blocks[2]
+    assert pool.usable - pool.free == 4
+    loop.cancel("a")
+    loop.check_integrity()
+    assert pool.usable - pool.free == 3
+
+
+def test_admission_leaves_room_for_what_runs_to_grow() -> None:
+    pool, lengths = BlockPool(11, 4), OutputLengths()
+    for _ in range(200):
+        lengths.learn("", 20)
+    loop = StepLoop(BudgetPlanner(64, 8, lengths=lengths), pool, lengths)
+    for name in ("a", "b"):
+        loop.add(sequence(name, [1, 2, 3, 4], 20))
+    device = executor()
+    plan = loop.plan(0)
+    assert [chunk.sequence.request_id for chunk in plan.chunks] == ["a"]  # 6 blocks each, 10 there
+    loop.commit(plan, device.execute(plan.chunks))
+    preempted = 0
+    while loop.busy:
+        plan = loop.plan(0)
+        preempted += len(plan.preempted)
+        loop.commit(plan, device.execute(plan.chunks))
+    assert preempted == 0

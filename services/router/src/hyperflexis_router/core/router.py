@@ -10,11 +10,12 @@ from hyperflexis.common.v1 import identity_pb2, sampling_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt, WorkerKey
+from hyperflexis_common.prefix import prefix_hashes
 from hyperflexis_router.core.effects import CloseFeed, Effect, OpenFeed
 from hyperflexis_router.core.feed import Feed
 from hyperflexis_router.core.request import Request
 from hyperflexis_router.core.session import SchedulerSession
-from hyperflexis_router.core.submission import NewRequest, ResumedRequest, prefix_hashes
+from hyperflexis_router.core.submission import NewRequest, ResumedRequest
 from hyperflexis_router.core.timing import RouterTiming
 from hyperflexis_router.core.workers import WorkerBook
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
-from hyperflexis_common.tokens import TOKEN_BYTES, count
-
-PREFIX_HASH_BYTES = 16
+from hyperflexis_common.tokens import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +36,3 @@ class ResumedRequest(NewRequest):
 
     committed: bytes = b""
     """Its output tokens so far, packed u32 LE."""
-
-
-def prefix_hashes(prompt: bytes, block_tokens: int) -> bytes:
-    """Chained hashes of the prompt's full blocks, 16 bytes each; empty where blocks have no size.
-
-    Hash i = BLAKE2b-128(hash i-1 + packed block i), so equal hashes mean equal prefixes.
-    """
-    if block_tokens <= 0:
-        return b""
-    size = block_tokens * TOKEN_BYTES
-    hashes = []
-    previous = b""
-    for start in range(0, len(prompt) - size + 1, size):
-        previous = hashlib.blake2b(previous + prompt[start : start + size], digest_size=PREFIX_HASH_BYTES).digest()
-        hashes.append(previous)
-    return b"".join(hashes)

@@ -10,6 +10,7 @@ from typing import Protocol
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis_common.step_time import StepShape
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.sequence import Sequence
 
 
@@ -20,6 +21,8 @@ class Chunk:
     sequence: Sequence
     start: int
     length: int
+    cached: tuple[int, ...] = ()
+    """Blocks of the prefix [0, start) that others computed, where the sequence is admitted with some."""
 
     @property
     def samples(self) -> bool:
@@ -66,10 +69,12 @@ class BudgetPlanner:
 
     When a decode finds no free block, the running sequence last in order gives up its blocks and is computed
     again later; nobody new is admitted in a step that preempted. (vLLM v1's unified rule; Sarathi-Serve with
-    a small budget.)
+    a small budget.) Admission leaves room for what all running sequences are expected to grow by.
     """
 
-    def __init__(self, max_tokens: int, max_sequences: int, order: str = "fcfs") -> None:
+    def __init__(
+        self, max_tokens: int, max_sequences: int, order: str = "fcfs", lengths: OutputLengths | None = None
+    ) -> None:
         if order not in ORDERS:
             raise ValueError(f"unknown order {order!r}; known: {', '.join(sorted(ORDERS))}")
         if max_tokens < 1 or max_sequences < 1:
@@ -77,6 +82,7 @@ class BudgetPlanner:
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._order = ORDERS[order]
+        self._lengths = lengths or OutputLengths()
 
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         plan = StepPlan()
@@ -92,7 +98,7 @@ class BudgetPlanner:
             while needed > free and len(keep) > scheduled + 1:
                 victim = keep.pop()
                 plan.preempted.append(victim)
-                free += len(victim.blocks)
+                free += pool.sole(victim.blocks)
             if needed > free:
                 # Nobody after it is left to preempt: it yields its own blocks to those before it.
                 plan.preempted.append(keep.pop())
@@ -102,21 +108,31 @@ class BudgetPlanner:
             budget -= length
             scheduled += 1
         if not plan.preempted:
-            self._admit(plan, len(keep), waiting, pool, free, budget)
+            self._admit(plan, keep, waiting, pool, free, budget)
         return plan
 
     def _admit(
-        self, plan: StepPlan, running: int, waiting: Rows[Sequence], pool: BlockPool, free: int, budget: int
+        self, plan: StepPlan, keep: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, free: int, budget: int
     ) -> None:
+        running = len(keep)
+        growth = sum(self._growth(sequence, len(sequence.blocks), pool) for sequence in keep)
         for sequence in sorted(waiting, key=self._order):
             if budget < 1 or running >= self._max_sequences:
                 return
-            # Room for all it has now plus one block of growth, so that admission does not preempt at once.
-            needed = min(pool.blocks_for(sequence.num_tokens) + 1, pool.usable)
-            if needed > free:
+            # The last token is always computed: its logits are wanted. So its block is never a shared one.
+            whole = (sequence.num_tokens - 1) // pool.block_tokens
+            cached = pool.find(sequence.hashes(whole, pool.block_tokens)) if pool.prefix_cache else []
+            needed = pool.blocks_for(sequence.num_tokens) - len(cached) + pool.idle(cached)
+            growth += self._growth(sequence, pool.blocks_for(sequence.num_tokens), pool)
+            if needed > free or (running and needed + growth > free):
                 return
-            length = min(sequence.to_compute, budget)
-            plan.chunks.append(Chunk(sequence, 0, length))
+            start = len(cached) * pool.block_tokens
+            length = min(sequence.num_tokens - start, budget)
+            plan.chunks.append(Chunk(sequence, start, length, tuple(cached)))
             free -= needed
             budget -= length
             running += 1
+
+    def _growth(self, sequence: Sequence, blocks: int, pool: BlockPool) -> int:
+        """Blocks that it is expected to need beyond these."""
+        return max(pool.blocks_for(sequence.num_tokens + self._lengths.remaining(sequence)) - blocks, 0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.prefix import extend_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +18,28 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """0 = off."""
+    min_p: float = 0.0
+    """Least probability, as a share of the likeliest token's. 0 = off."""
+    repetition_penalty: float = 1.0
+    """Divides the positive logits of tokens seen in prompt or output, multiplies the negative ones. 1 = off."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token in the output."""
+    frequency_penalty: float = 0.0
+    """The same, once for each time it is there."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)"""
+    logprobs: int | None = None
+    """How many of the likeliest tokens are told with each token; 0 = the chosen one's alone, None = nothing."""
     seed: int = 0
     min_tokens: int = 0
     """Output tokens before any stop token may be drawn."""
     stop_token_ids: frozenset[int] = frozenset()
     """Including the model's end-of-sequence ids unless the request ignores them."""
+
+    @property
+    def penalised(self) -> bool:
+        """Its draws depend on which tokens came before."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 @dataclass(slots=True, eq=False)
@@ -45,8 +64,13 @@ class Sequence:
     """Output tokens that came with the Start."""
     computed: int = 0
     blocks: list[int] = field(default_factory=list)
+    published: int = 0
+    """Of `blocks`, the first that can be found by their hash."""
+    cached_tokens: int = 0
+    """Of the prompt, found in the prefix cache when it was first admitted."""
     started: bool = False
     """A chunk of it has run at least once: no longer revocable."""
+    _hashes: list[bytes] = field(default_factory=list)
 
     @property
     def num_tokens(self) -> int:
@@ -64,6 +88,13 @@ class Sequence:
     @property
     def first_token_due_us(self) -> int:
         return self.arrival_us + self.ttft_us
+
+    def hashes(self, blocks: int, block_tokens: int) -> list[bytes]:
+        """Chained hashes of the first `blocks` full blocks of prompt and output (common.prefix)."""
+        while len(self._hashes) < blocks:
+            block = packing.pack(self.tokens(len(self._hashes) * block_tokens, block_tokens))
+            self._hashes.append(extend_hash(self._hashes[-1] if self._hashes else b"", block))
+        return self._hashes[:blocks]
 
     def tokens(self, start: int, length: int) -> list[int]:
         """Token ids [start, start + length) of prompt and output together."""

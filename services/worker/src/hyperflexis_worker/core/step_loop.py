@@ -14,6 +14,7 @@ from typing import Protocol
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import Chunk, StepPlan, StepPlanner
 from hyperflexis_worker.core.sequence import Sequence
 
@@ -52,9 +53,12 @@ class StepResult:
 
 
 class StepLoop:
-    def __init__(self, planner: StepPlanner, pool: BlockPool) -> None:
+    """Sequences on this engine. `lengths` is taught by those that end; give the planner the same."""
+
+    def __init__(self, planner: StepPlanner, pool: BlockPool, lengths: OutputLengths | None = None) -> None:
         self._planner = planner
         self._pool = pool
+        self._lengths = lengths or OutputLengths()
         self._running: dict[str, Sequence] = {}
         self._waiting: dict[str, Sequence] = {}
 
@@ -98,10 +102,11 @@ class StepLoop:
             self._waiting[sequence.request_id] = self._running.pop(sequence.request_id)
         for sequence, _ in plan.given_up:
             self._drop(sequence)
+        for chunk in plan.chunks:  # all of them before anything is allocated: that may empty the cache
+            if chunk.sequence.request_id in self._waiting:
+                self._admit(chunk)
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            if sequence.request_id in self._waiting:
-                self._running[sequence.request_id] = self._waiting.pop(sequence.request_id)
             needed = self._pool.blocks_for(chunk.start + chunk.length) - len(sequence.blocks)
             if needed > 0:
                 blocks = self._pool.allocate(needed)
@@ -124,17 +129,35 @@ class StepLoop:
                 sequence.started = True
                 result.started.append(sequence)
             sequence.computed = chunk.start + chunk.length
+            self._publish(sequence)
             if token is not None:
                 sequence.output.append(token)
                 result.tokens.append((sequence, token))
                 self._end_if_done(sequence, token, result)
         return result
 
-    def check_integrity(self) -> None:
-        """At any time between steps: every block has exactly one owner or is free."""
-        self._pool.check_integrity(
-            block for s in (*self._running.values(), *self._waiting.values()) for block in s.blocks
-        )
+    def check_integrity(self, held: Iterable[int] = ()) -> None:
+        """At any time between steps: every block has the owners it should have. `held`: by others than sequences."""
+        ours = (block for s in (*self._running.values(), *self._waiting.values()) for block in s.blocks)
+        self._pool.check_integrity((*ours, *held))
+
+    def _admit(self, chunk: Chunk) -> None:
+        sequence = chunk.sequence
+        self._running[sequence.request_id] = self._waiting.pop(sequence.request_id)
+        self._pool.share(chunk.cached)
+        sequence.blocks = list(chunk.cached)
+        sequence.published = len(chunk.cached)
+        sequence.computed = chunk.start
+        if not sequence.started:
+            sequence.cached_tokens = chunk.start
+
+    def _publish(self, sequence: Sequence) -> None:
+        whole = sequence.computed // self._pool.block_tokens
+        if whole > sequence.published and self._pool.prefix_cache:
+            digests = sequence.hashes(whole, self._pool.block_tokens)
+            for index in range(sequence.published, whole):
+                self._pool.publish(sequence.blocks[index], digests[index])
+        sequence.published = whole
 
     def _end_if_done(self, sequence: Sequence, token: int, result: StepResult) -> None:
         made = len(sequence.output)
@@ -145,6 +168,7 @@ class StepLoop:
         else:
             return
         self._drop(sequence)
+        self._lengths.learn(sequence.tier, made)
         result.ended.append(ended)
 
     def _drop(self, sequence: Sequence) -> None:
@@ -155,4 +179,5 @@ class StepLoop:
     def _free_blocks(self, sequence: Sequence) -> None:
         self._pool.release(sequence.blocks)
         sequence.blocks = []
+        sequence.published = 0
         sequence.computed = 0
