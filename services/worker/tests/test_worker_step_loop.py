@@ -48,18 +48,24 @@ class EngineMemory(RuleBasedStateMachine):
         limit=st.integers(1, 4),
         order=st.sampled_from(["fcfs", "edf"]),
         prefix_cache=st.booleans(),
+        foreseen=st.booleans(),
     )
-    def begin(self, blocks: int, block_tokens: int, budget: int, limit: int, order: str, prefix_cache: bool) -> None:
+    def begin(
+        self, blocks: int, block_tokens: int, budget: int, limit: int, order: str, prefix_cache: bool, foreseen: bool
+    ) -> None:
         self.pool = BlockPool(blocks, block_tokens, prefix_cache)
         self.budget, self.limit = budget, limit
-        self.loop = StepLoop(BudgetPlanner(budget, limit, order), self.pool)
+        lengths = OutputLengths()
+        for _ in range(0 if foreseen else 500):
+            lengths.learn("", 0)  # growth is a surprise: sequences are preempted
+        self.loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), self.pool)
         self.executor = executor()
         self.live: dict[str, Sequence] = {}
         self.names = 0
         self.idle_steps = 0
 
     @rule(
-        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=12),  # so few tokens that prefixes repeat
+        prompt=st.builds(lambda same, own: [0] * same + own, st.integers(1, 10), st.lists(st.integers(0, 1), max_size=3)),
         more=st.integers(1, 12),
         committed=st.integers(0, 3),
     )
@@ -209,3 +215,18 @@ def test_admission_leaves_room_for_what_runs_to_grow() -> None:
         preempted += len(plan.preempted)
         loop.commit(plan, device.execute(plan.chunks))
     assert preempted == 0
+
+
+def test_preempting_frees_only_what_nobody_else_owns() -> None:
+    pool = BlockPool(7, 1)
+    keeps, yields = sequence("a", [0] * 5 + [1], 1, arrival_us=1), sequence("b", [0] * 4 + [2], 1, arrival_us=2)
+    keeps.blocks = pool.allocate(4) or []
+    keeps.computed = 4
+    pool.share(keeps.blocks[:3])
+    yields.blocks = [*keeps.blocks[:3], *(pool.allocate(1) or [])]
+    yields.computed = 4
+    pool.allocate(1)  # somebody else's
+    plan = BudgetPlanner(8, 8).plan([keeps, yields], [], pool, 0)
+    needed = sum(pool.blocks_for(chunk.start + chunk.length) - len(chunk.sequence.blocks) for chunk in plan.chunks)
+    pool.release(yields.blocks)
+    assert yields in plan.preempted and needed <= pool.free == 1
