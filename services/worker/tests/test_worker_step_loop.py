@@ -217,16 +217,20 @@ def test_admission_leaves_room_for_what_runs_to_grow() -> None:
     assert preempted == 0
 
 
-def test_preempting_frees_only_what_nobody_else_owns() -> None:
-    pool = BlockPool(7, 1)
-    keeps, yields = sequence("a", [0] * 5 + [1], 1, arrival_us=1), sequence("b", [0] * 4 + [2], 1, arrival_us=2)
-    keeps.blocks = pool.allocate(4) or []
-    keeps.computed = 4
-    pool.share(keeps.blocks[:3])
-    yields.blocks = [*keeps.blocks[:3], *(pool.allocate(1) or [])]
-    yields.computed = 4
-    pool.allocate(1)  # somebody else's
-    plan = BudgetPlanner(8, 8).plan([keeps, yields], [], pool, 0)
-    needed = sum(pool.blocks_for(chunk.start + chunk.length) - len(chunk.sequence.blocks) for chunk in plan.chunks)
-    pool.release(yields.blocks)
-    assert yields in plan.preempted and needed <= pool.free == 1
+def test_preempting_frees_what_nobody_else_owns() -> None:
+    """a needs two blocks; b shares all but one of its own with a, c and d share theirs with each other."""
+    for company, enough in (("b", False), ("cd", True)):
+        pool = BlockPool(9, 1)
+        a, others = sequence("a", [0] * 6, 1), [sequence(name, [9] * 7, 1, arrival_us=1) for name in company]
+        a.blocks, a.computed = pool.allocate(4) or [], 4
+        common = a.blocks[:3] if company == "b" else pool.allocate(3) or []
+        pool.share(common * (len(others) if company == "b" else 1))
+        for other in others:
+            other.blocks, other.computed = [*common, *(pool.allocate(1) or [])][:4], 3
+        rest = pool.allocate(pool.free)  # somebody else's
+        plan = BudgetPlanner(8, 8).plan([a, *others], [], pool, 0)
+        assert plan.preempted[: len(others)] == others[::-1]
+        for other in others:
+            pool.release(other.blocks)
+        needed = sum(pool.blocks_for(c.start + c.length) - len(c.sequence.blocks) for c in plan.chunks)
+        assert needed <= pool.free and bool(plan.chunks) == enough, (company, rest)

@@ -68,9 +68,9 @@ class BlockPool:
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_tokens)
 
-    def sole(self, blocks: Iterable[int]) -> int:
-        """How many of these have one owner: it frees as many by letting go."""
-        return sum(1 for block in blocks if self._owners[block] == 1)
+    def freed_by(self, blocks: Iterable[int]) -> int:
+        """How many would become free if each of these (with repeats) lost an owner."""
+        return sum(1 for block, times in Counter(blocks).items() if self._owners[block] == times)
 
     # --- ownership ---------------------------------------------------------------------------------------
 

@@ -87,6 +87,7 @@ class BudgetPlanner:
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         plan = StepPlan()
         free, budget = pool.free, self._max_tokens
+        given_back: list[int] = []
         keep = sorted(running, key=lambda s: (not s.decoding, *self._order(s)))
         scheduled = 0
         while scheduled < len(keep):
@@ -98,7 +99,10 @@ class BudgetPlanner:
             while needed > free and len(keep) > scheduled + 1:
                 victim = keep.pop()
                 plan.preempted.append(victim)
-                free += pool.sole(victim.blocks)
+                # Blocks that it shares become free only with their last owner.
+                free -= pool.freed_by(given_back)
+                given_back += victim.blocks
+                free += pool.freed_by(given_back)
             if needed > free:
                 # Nobody after it is left to preempt: it yields its own blocks to those before it.
                 plan.preempted.append(keep.pop())
