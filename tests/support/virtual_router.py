@@ -97,7 +97,7 @@ class Router(Process):
                     link = self.feeds.pop(worker, None)
                     if link is not None:
                         link.close_from("up")
-                case router_effects.Committed(request_id, start, packed):
+                case router_effects.Committed(request_id, start, packed, _):
                     client = self.cell.clients[request_id]
                     if client.router is self:
                         client.take(start, packed)

@@ -17,7 +17,7 @@ from hyperflexis_common.step_time import SEEDS
 from hyperflexis_common.tokens import pack
 from hyperflexis_worker.core import effects as worker_effects
 from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.engine_event import EngineEvent
+from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.planner import BudgetPlanner
 from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
@@ -189,9 +189,11 @@ class Worker(Process):
             queued_prefill_tokens=sum(s.to_compute for s in (*running, *waiting) if not s.decoding),
             free_blocks=self.pool.free,
             steps=self.steps,
-            tokens=[(s.request_id, s.attempt, len(s.output) - 1, pack([t])) for s, t in result.tokens],
+            tokens=[NewTokens(s.request_id, s.attempt, len(s.output) - 1, pack([t])) for s, t, _ in result.tokens],
             started=[(s.request_id, s.attempt) for s in result.started],
-            ended=[(e.sequence.request_id, e.sequence.attempt, e.reason, e.stop_token_id, "") for e in result.ended],
+            ended=[
+                EndedAttempt(e.sequence.request_id, e.sequence.attempt, e.reason, e.stop_token_id) for e in result.ended
+            ],
         )
         self.loop.check_integrity()
         self.apply(self.core.engine_stepped(event, self.now_us()))

@@ -9,7 +9,7 @@ from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.core.effects import Effect, ToFeed, ToScheduler
-from hyperflexis_worker.core.engine_event import EngineEvent
+from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
 
 Update = ws.RequestUpdate
@@ -77,10 +77,10 @@ class Rig:
         self.take(self.core.feed_message(feed, tf.TokenFeedRequest(**message), self.now_us))  # type: ignore[arg-type]
 
     def step(self, *tokens: tuple[str, Attempt, int, int], ended: tuple[str, Attempt] | None = None) -> None:
-        event = EngineEvent(adds_applied=10**6, tokens=[(r, a, i, pack([t])) for r, a, i, t in tokens])
+        event = EngineEvent(adds_applied=10**6, tokens=[NewTokens(r, a, i, pack([t])) for r, a, i, t in tokens])
         event.started = [(r, a) for r, a, i, _ in tokens if i == 0]
         if ended:
-            event.ended = [(*ended, sampling_pb2.FINISH_REASON_LENGTH, 0, "")]
+            event.ended = [EndedAttempt(*ended, sampling_pb2.FINISH_REASON_LENGTH)]
         self.take(self.core.engine_stepped(event, self.now_us))
 
     def pass_time(self, by_us: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from router_core_rig import (
     OUTPUT,
@@ -23,7 +25,7 @@ from router_core_rig import (
 
 from hyperflexis.scheduler.v1 import router_session_pb2 as session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2 as feed_pb2
-from hyperflexis_common.tokens import count, extend_crc, pack
+from hyperflexis_common.tokens import count, extend_crc, pack, pack_floats
 from hyperflexis_router.core.effects import CloseFeed, Committed, OpenFeed
 from hyperflexis_router.core.router import RouterCore
 from hyperflexis_router.core.timing import RouterTiming
@@ -111,6 +113,35 @@ def test_a_malformed_step_raises_and_changes_nothing(running: RouterCore) -> Non
     with pytest.raises(ValueError, match="columns"):
         running.feed_message(A, bad, 0)
     assert committed(running.feed_message(A, step(0, 2, OUTPUT[2:3]), 0)) == OUTPUT[2:3]
+
+
+def test_logprobs_stay_with_their_tokens(core: RouterCore) -> None:
+    """However the tokens come: too early, partly known already, or from a worker that did not make them."""
+
+    def told(start: int, values: list[float]) -> feed_pb2.TokenFeedResponse:
+        message = step(0, start, OUTPUT[start : start + len(values)])
+        message.step.logprobs.add(
+            entry=0,
+            chosen=pack_floats(values),
+            width=2,
+            top_ids=pack([0, 1] * len(values)),
+            top=pack_floats([-0.5, math.nan] * len(values)),
+        )
+        return message
+
+    core.submit(new_request(), 0)
+    core.scheduler_message(placed(1, A), 0)
+    core.feed_message(A, bind(0, 1), 0)
+    assert committed(core.feed_message(A, told(2, [-2.0, -3.0]), 0)) == []
+    effects = [e for m in (told(0, [0.0, -1.0]), told(3, [-3.0, -4.0])) for e in core.feed_message(A, m, 0)]
+    chosen = [one.logprob for e in effects if isinstance(e, Committed) for one in e.logprobs]
+    assert committed(effects) == OUTPUT[:5] and chosen == [0.0, -1.0, -2.0, -3.0, -4.0]
+    first = next(one for e in effects if isinstance(e, Committed) for one in e.logprobs)
+    assert dict(first.top) == {0: -0.5}, "NaN pads what the worker did not tell"
+    bad = told(5, [-5.0])
+    bad.step.logprobs[0].chosen = pack_floats([1.0, 2.0])
+    with pytest.raises(ValueError, match="log-probabilities"):
+        core.feed_message(A, bad, 0)
 
 
 def test_a_step_of_64_entries_commits_64_tokens(core: RouterCore) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -15,10 +14,8 @@ from hyperflexis_router.core.validation import InvalidRequest, body_digest, chec
 
 TEXT = ModelSpec("text", context_length=100, vocab_size=1_000, has_tokenizer=True)
 IDS = ModelSpec("ids", context_length=100, vocab_size=1_000)
-RICH = replace(
-    IDS, name="rich", sampling_features=frozenset({"min_p", "presence_penalty", "logit_bias", "response_format"})
-)
-CATALOG = Catalog({model.name: model for model in (TEXT, IDS, RICH)}, BUILT_IN_TIERS, "chat")
+FEATURES = frozenset({"min_p", "presence_penalty", "logit_bias", "response_format", "logprobs"})
+CATALOG = Catalog({model.name: model for model in (TEXT, IDS)}, BUILT_IN_TIERS, "chat")
 LIMITS = RequestLimits(prompt_bytes=200, default_max_tokens=20)
 
 
@@ -30,7 +27,7 @@ def request(model: str = "ids", **fields: object) -> GenerateRequest:
 
 def problem(message: GenerateRequest, prompt: bytes | None = None) -> InvalidRequest:
     with pytest.raises(InvalidRequest) as caught:
-        checked = check_request(message, CATALOG, LIMITS)
+        checked = check_request(message, CATALOG, LIMITS, frozenset())
         check_prompt(checked, message.token_ids.packed if prompt is None else prompt, "token_ids", LIMITS)
     return caught.value
 
@@ -38,7 +35,7 @@ def problem(message: GenerateRequest, prompt: bytes | None = None) -> InvalidReq
 @pytest.mark.parametrize(
     ("message", "status", "field", "says"),
     [
-        (request("nope"), "NOT_FOUND", "model", "models: ids, rich, text"),
+        (request("nope"), "NOT_FOUND", "model", "models: ids, text"),
         (request(tier="gold"), "INVALID_ARGUMENT", "tier", "tiers: chat, code, math, summarise"),
         (GenerateRequest(model="ids"), "INVALID_ARGUMENT", "prompt", "missing"),
         (request(token_ids=TokenIds()), "INVALID_ARGUMENT", "token_ids", "empty"),
@@ -77,6 +74,7 @@ def test_bad_request(message: GenerateRequest, status: str, field: str, says: st
         (SamplingParams(min_p=1.5), "min_p", "0 to 1"),
         (SamplingParams(repetition_penalty=0.0), "repetition_penalty", "above 0"),
         (SamplingParams(max_tokens=0), "max_tokens", "at least 1"),
+        (SamplingParams(logprobs=21), "logprobs", "0 to 20, not 21"),
         (SamplingParams(max_tokens=98), "max_tokens", "3 prompt tokens + max_tokens 98 exceed the context of 100"),
         (SamplingParams(max_tokens=2**32 - 1), "max_tokens", "at most 97 are left"),
         (SamplingParams(min_tokens=21), "min_tokens", ""),
@@ -131,7 +129,8 @@ def test_what_nothing_stands_behind_is_unimplemented(sampling: SamplingParams, f
 
 def test_what_the_engine_honours_is_served() -> None:
     sampling = SamplingParams(min_p=0.5, presence_penalty=1.0, logit_bias={1: 1.0}, n=1, repetition_penalty=1.0)
-    assert check_request(request("rich", sampling=sampling), CATALOG, LIMITS).sampling == sampling
+    for features in (FEATURES, None):  # None: no worker has said what it honours
+        assert check_request(request(sampling=sampling), CATALOG, LIMITS, features).sampling == sampling
 
 
 def test_all_violations_are_told_at_once() -> None:

@@ -26,6 +26,7 @@ from transformers import (
 
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import BudgetPlanner, Chunk
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
@@ -107,7 +108,11 @@ def run(
     executor: TorchExecutor, sequences: Rows[Sequence], max_tokens: int = 256, max_sequences: int = 16, blocks: int = 64
 ) -> tuple[list[list[int]], int]:
     """Outputs, and how many preemptions it took."""
-    loop = StepLoop(BudgetPlanner(max_tokens, max_sequences), BlockPool(blocks, executor.pool.block_tokens))
+    surprised = OutputLengths()  # where blocks are scarce, sequences are preempted
+    for _ in range(500):
+        surprised.learn("", 0)
+    pool = BlockPool(blocks, executor.pool.block_tokens)
+    loop = StepLoop(BudgetPlanner(max_tokens, max_sequences, lengths=surprised), pool)
     for sequence in sequences:
         loop.add(sequence)
     preempted = 0
@@ -199,7 +204,7 @@ def test_logits_are_near_in_lower_precision(oracles: dict[str, Oracle], dtype: s
     for prompt, output in zip(oracle.prompts, oracle.outputs, strict=True):
         for index, token in enumerate(output):
             sequence = Sequence("s", NO_ATTEMPT, prompt + output[:index], [], Sampling(), 1, blocks=list(range(1, 20)))
-            hits += executor.execute([Chunk(sequence, 0, sequence.num_tokens)]) == [token]
+            hits += executor.execute([Chunk(sequence, 0, sequence.num_tokens)]).tokens == [token]
             total += 1
     assert hits / total >= (1.0 if dtype == "float32" else 0.85)
 
@@ -222,8 +227,8 @@ def test_a_token_outside_the_vocabulary_is_refused(oracles: dict[str, Oracle]) -
 def test_an_empty_step_and_a_step_without_sampling_rows(oracles: dict[str, Oracle]) -> None:
     executor = TorchExecutor(oracles["llama"].directory, num_blocks=4)
     sequence = Sequence("s", NO_ATTEMPT, [1, 2, 3], [], Sampling(), 1, blocks=[1])
-    assert executor.execute([]) == []
-    assert executor.execute([Chunk(sequence, 0, 2)]) == []
+    assert executor.execute([]).tokens == []
+    assert executor.execute([Chunk(sequence, 0, 2)]).tokens == []
 
 
 def test_constructor_errors(oracles: dict[str, Oracle], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def greedy(executor: TorchExecutor, prompt: list[int], count: int) -> list[int]:
     sequence = Sequence("s", NO_ATTEMPT, prompt, [], Sampling(), count, blocks=list(range(1, 20)))
     for _ in range(count):
         chunk = Chunk(sequence, sequence.computed, sequence.to_compute)
-        sequence.output += executor.execute([chunk])
+        sequence.output += executor.execute([chunk]).tokens
         sequence.computed += chunk.length
     return sequence.output
 

@@ -13,6 +13,7 @@ from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis_common.config import ModelSettings
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.config import WorkerSettings
+from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.handle import EngineHandle
 from hyperflexis_worker.modelled import reference_tokens
@@ -35,12 +36,7 @@ def add(number: int, name: str, max_tokens: int = 8, committed: list[int] | None
         prompt=pack([1, 2, 3]),
         committed=pack(committed or []),
         max_tokens=max_tokens,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        seed=5,
-        min_tokens=0,
-        stop_token_ids=[],
+        sampling=Sampling(seed=5),
         arrival_us=0,
         ttft_us=10**6,
         tpot_us=10**6,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from worker_rig import SECOND, Update, ready
 
+from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.worker.v1 import token_feed_pb2 as tf
 from hyperflexis_common.attempt import Attempt
-from hyperflexis_common.tokens import extend_crc, pack
+from hyperflexis_common.tokens import extend_crc, pack, unpack, unpack_floats
 from hyperflexis_worker.core.effects import AddSequence, DropSequence, ToFeed
+from hyperflexis_worker.core.engine_event import EngineEvent, NewTokens
 from hyperflexis_worker.core.requests import ORPHAN_GRACE_US, RETAIN_US
+from hyperflexis_worker.core.sampled import TokenLogprobs
 
 
 def test_generation_goes_on_after_the_committed_tokens() -> None:
@@ -105,12 +110,39 @@ def test_a_resumed_orphan_is_none() -> None:
     assert not rig.of(DropSequence)
 
 
+def test_logprobs_go_with_their_tokens_and_are_replayed() -> None:
+    rig = ready()
+    rig.core.profile.capabilities.sampling_features.append("logprobs")
+    rig.run()
+    rig.start(committed=[7], sampling=sampling_pb2.SamplingParams(logprobs=2))
+
+    def step(index: int, *top: tuple[int, float]) -> tf.EntryLogprobs:
+        told = [TokenLogprobs(-1.0 - index, top)]
+        new = NewTokens("a", Attempt(1, 1), index, pack([index]), told)
+        rig.take(rig.core.engine_stepped(EngineEvent(adds_applied=1, tokens=[new]), rig.now_us))
+        return logprobs()
+
+    def logprobs() -> tf.EntryLogprobs:
+        (entry,) = [one for e in rig.out if isinstance(e, ToFeed) for one in e.message.step.logprobs]
+        return entry
+
+    first = step(1, (5, -0.5), (6, -1.5))
+    assert (first.entry, unpack_floats(first.chosen), first.width) == (0, [-2.0], 2)
+    assert (unpack(first.top_ids), unpack_floats(first.top)) == ([5, 6], [-0.5, -1.5])
+    step(2)
+    rig.feed(subscribe=tf.Subscribe(request_id="a", attempt=Attempt(1, 1).proto(), next_index=0))
+    chosen = unpack_floats(logprobs().chosen)
+    assert math.isnan(chosen[0]), "another worker made the committed one"
+    assert chosen[1:] == [-2.0, -3.0] and logprobs().width == 2
+
+
 def test_a_start_that_cannot_run_is_refused_with_the_reason() -> None:
     for values, part in (
         ({"prompt": b""}, "empty"),
         ({"prompt": b"abc"}, "packed"),
         ({"prompt": pack([1_000])}, "vocabulary of 1000"),
         ({"max_tokens": 98}, "context of 100"),
+        ({"sampling": sampling_pb2.SamplingParams(min_p=0.1)}, "does not honour min_p"),
     ):
         rig = ready()
         rig.start(**values)

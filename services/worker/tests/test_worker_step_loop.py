@@ -65,7 +65,9 @@ class EngineMemory(RuleBasedStateMachine):
         self.idle_steps = 0
 
     @rule(
-        prompt=st.builds(lambda same, own: [0] * same + own, st.integers(1, 10), st.lists(st.integers(0, 1), max_size=3)),
+        prompt=st.builds(
+            lambda same, own: [0] * same + own, st.integers(1, 10), st.lists(st.integers(0, 1), max_size=3)
+        ),
         more=st.integers(1, 12),
         committed=st.integers(0, 3),
     )

@@ -29,6 +29,23 @@ def unpack(packed: bytes) -> list[int]:
     return column.tolist()
 
 
+def pack_floats(values: Iterable[float]) -> bytes:
+    """Packed 32-bit floats, little-endian."""
+    column = array("f", values)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column.tobytes()
+
+
+def unpack_floats(packed: bytes) -> list[float]:
+    """Raises ValueError where the length is no multiple of four."""
+    column = array("f")
+    column.frombytes(packed)
+    if sys.byteorder == "big":
+        column.byteswap()
+    return column.tolist()
+
+
 def count(packed: bytes | bytearray) -> int:
     """Number of token ids in a packed column."""
     return len(packed) // TOKEN_BYTES

@@ -86,7 +86,8 @@ class RouterApp:
         self._scheduler = SchedulerLink(settings.schedulers, self.board, faults)
         self._feeds = Feeds(self.board)
         self.board.lines = Connections(self._scheduler, self._feeds)
-        intake = Intake(catalog, limits, self._tokenizing, self.store, clock, faults)
+        features = self.board.core.workers.sampling_features
+        intake = Intake(catalog, limits, self._tokenizing, self.store, clock, faults, features)
         resumption = Resumption(intake, self.board, self.in_flight)
         self.service = InferenceService(
             board=self.board,

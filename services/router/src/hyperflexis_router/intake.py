@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import grpc
@@ -32,11 +33,13 @@ class Intake:
     store: RequestStore
     clock: Clock
     faults: Faults
+    features: Callable[[str], frozenset[str] | None]
+    """Sampling features of a model's workers, as far as they are known."""
 
     async def check(self, request: inference_service_pb2.GenerateRequest, tenant: str, received_us: int) -> LiveRequest:
         """A request as this router would serve it; nothing is recorded. Raises Rejected."""
         try:
-            checked = check_request(request, self.catalog, self.limits)
+            checked = check_request(request, self.catalog, self.limits, self.features(request.model))
             if request.HasField("text"):
                 prompt, field = await self.tokenizing.encode(request.model, request.text), "text"
             else:

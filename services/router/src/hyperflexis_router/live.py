@@ -7,10 +7,11 @@ import dataclasses
 
 from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2
-from hyperflexis_common.tokens import TOKEN_BYTES, unpack
+from hyperflexis_common.tokens import TOKEN_BYTES, count, unpack
 from hyperflexis_common.verdict import verdict
 from hyperflexis_router.core.delivery import ClientStream, Measured
 from hyperflexis_router.core.effects import Ended
+from hyperflexis_router.core.logprobs import UNKNOWN, Logprobs
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
 from hyperflexis_router.core.text import OutputText
 from hyperflexis_router.store import Origin
@@ -36,6 +37,10 @@ class LiveRequest:
         self.origin = origin
         self.prompt_tokens = new.prompt_tokens
         self.packed = bytearray(new.committed if isinstance(new, ResumedRequest) else b"")
+        self.logprobs: list[inference_service_pb2.TokenLogprobs] | None = None
+        """Of every committed token, where the request asked for them."""
+        if new.sampling.HasField("logprobs"):
+            self.logprobs = [UNKNOWN] * self.committed_tokens
         self.text = text
         self.measured = Measured(new.received_us, first_token_us)
         self.slo = new.slo
@@ -91,9 +96,11 @@ class LiveRequest:
         self.detached_until_us = None
         return self.client
 
-    def commit(self, packed: bytes, now_us: int) -> None:
+    def commit(self, packed: bytes, logprobs: Logprobs, now_us: int) -> None:
         before = self.available
         self.packed += packed
+        if self.logprobs is not None:
+            self.logprobs += logprobs or [UNKNOWN] * count(packed)
         if self.text is not None:
             self.text.push(unpack(packed))
         if self.available > before:

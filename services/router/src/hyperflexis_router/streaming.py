@@ -29,7 +29,7 @@ async def stream(live: LiveRequest, attached: Attached, context: Context, wrap: 
             raise Rejected(grpc.StatusCode.ABORTED, "the request was resumed on another stream")
         if live.released:
             raise Rejected(grpc.StatusCode.ABORTED, "the request was resumed on another router")
-        event = client.next_event(live.packed, live.available, live.finished, clock.now_us())
+        event = client.next_event(live.packed, live.available, live.finished, clock.now_us(), live.logprobs or ())
         if event is not None:
             await context.write(wrap(event))
             if client.done:

@@ -200,7 +200,7 @@ class Switchboard:
         live = self._live.get(effect.request_id)
         if live is None:
             return
-        live.commit(effect.packed, self.clock.now_us())
+        live.commit(effect.packed, effect.logprobs, self.clock.now_us())
         self.on_dirty(live)
         if effect.start_index == 0:
             self._faults.passed("first_token")

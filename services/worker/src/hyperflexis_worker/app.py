@@ -126,6 +126,8 @@ class Worker:
                 weights=capability_pb2.WEIGHTS_KIND_NONE,
                 context_length=min(ready.context_length, (ready.total_blocks - 1) * ready.block_tokens),
                 vocab_size=ready.vocab_size,
+                sampling_features=ready.sampling_features,
+                hash_block_tokens=ready.hash_block_tokens,
             ),
             total_blocks=ready.total_blocks,
             block_tokens=ready.block_tokens,

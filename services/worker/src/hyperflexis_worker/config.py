@@ -39,6 +39,8 @@ class WorkerSettings(ServiceSettings):
     """KV blocks in the pool, one of them reserved."""
     block_tokens: int = Field(default=16, ge=1)
     """Tokens per KV block."""
+    prefix_cache: bool = True
+    """Keep the blocks of ended requests, and share those of running ones, for prompts that begin alike."""
     max_num_tokens: int = Field(default=512, ge=1)
     """Tokens in one step at most: the prefill chunk budget."""
     max_num_seqs: int = Field(default=64, ge=1)

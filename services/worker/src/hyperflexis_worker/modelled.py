@@ -14,6 +14,7 @@ from collections.abc import Sequence as Rows
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_worker.core.planner import Chunk, StepPlan
+from hyperflexis_worker.core.sampled import Sampled
 from hyperflexis_worker.core.sequence import Sequence
 
 ENGINE_VERSION = b"modelled-1"
@@ -58,9 +59,9 @@ class ModelledExecutor:
     def fingerprint(self, model_name: str) -> bytes:
         return hashlib.blake2b(ENGINE_VERSION + f"{model_name}:{self._vocab_size}".encode(), digest_size=16).digest()
 
-    def execute(self, chunks: Rows[Chunk]) -> list[int]:
+    def execute(self, chunks: Rows[Chunk]) -> Sampled:
         self._sleep(self._model.predict_us(StepPlan(chunks=list(chunks)).shape) * self._time_scale / 1e6)
-        return [self._token(chunk.sequence) for chunk in chunks if chunk.samples]
+        return Sampled([self._token(chunk.sequence) for chunk in chunks if chunk.samples])
 
     def forget(self, sequence: Sequence) -> None:
         self._states.pop(sequence, None)

@@ -26,7 +26,7 @@ from hyperflexis_worker.core.effects import (
     ToFeed,
     ToScheduler,
 )
-from hyperflexis_worker.core.engine_event import EngineEvent
+from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.worker import WorkerCore
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.handle import EngineHandle
@@ -179,7 +179,7 @@ class Shell:
 
 
 def _add_frame(add: AddSequence) -> frames.Add:
-    sequence, sampling = add.sequence, add.sequence.sampling
+    sequence = add.sequence
     return frames.Add(
         number=add.number,
         request_id=sequence.request_id,
@@ -188,12 +188,7 @@ def _add_frame(add: AddSequence) -> frames.Add:
         prompt=packing.pack(sequence.prompt),
         committed=packing.pack(sequence.output),
         max_tokens=sequence.max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-        min_tokens=sampling.min_tokens,
-        stop_token_ids=sorted(sampling.stop_token_ids),
+        sampling=sequence.sampling,
         arrival_us=sequence.arrival_us,
         ttft_us=sequence.ttft_us,
         tpot_us=sequence.tpot_us,
@@ -212,15 +207,19 @@ def _engine_event(stepped: frames.Stepped) -> EngineEvent:
         decode_context_tokens=load.decode_context_tokens,
         free_blocks=load.free_blocks,
         steps=load.steps,
-        tokens=[(t.request_id, Attempt(t.leader_epoch, t.seq), t.start_index, t.packed) for t in stepped.tokens],
+        tokens=[
+            NewTokens(t.request_id, Attempt(t.leader_epoch, t.seq), t.start_index, t.packed, t.logprobs)
+            for t in stepped.tokens
+        ],
         started=[(request_id, Attempt(epoch, seq)) for request_id, epoch, seq in stepped.started],
         ended=[
-            (
+            EndedAttempt(
                 e.request_id,
                 Attempt(e.leader_epoch, e.seq),
                 cast("sampling_pb2.FinishReason.ValueType", e.reason),
                 e.stop_token_id,
                 e.message,
+                e.cached_tokens,
             )
             for e in stepped.ended
         ],

@@ -322,7 +322,9 @@ class Delta(_message.Message):
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
-    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]: ...
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:
+        """One for each token where the request asked for them, else empty."""
+
     def __init__(
         self,
         *,
@@ -341,6 +343,8 @@ Global___Delta: _TypeAlias = Delta  # noqa: Y015
 
 @_typing.final
 class TokenLogprobs(_message.Message):
+    """Natural logarithms of probabilities in the model's own distribution: before bias, penalties and temperature."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
@@ -366,8 +370,11 @@ class TokenLogprobs(_message.Message):
     LOGPROB_FIELD_NUMBER: _builtins.int
     TOP_FIELD_NUMBER: _builtins.int
     logprob: _builtins.float
+    """Of the token itself; NaN where it was made before its stream moved to this router."""
     @_builtins.property
-    def top(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]: ...
+    def top(self) -> _containers.ScalarMap[_builtins.int, _builtins.float]:
+        """Of the likeliest tokens, as many as were asked for."""
+
     def __init__(
         self,
         *,

@@ -565,6 +565,7 @@ class WorkerEntry(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     READINESS_FIELD_NUMBER: _builtins.int
     HASH_BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FEATURES_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     model: _builtins.str
     role: _capability_pb2.Role.ValueType
@@ -572,6 +573,10 @@ class WorkerEntry(_message.Message):
     hash_block_tokens: _builtins.int
     @_builtins.property
     def identity(self) -> _identity_pb2.WorkerIdentity: ...
+    @_builtins.property
+    def sampling_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in EngineCapabilities."""
+
     def __init__(
         self,
         *,
@@ -581,10 +586,11 @@ class WorkerEntry(_message.Message):
         role: _capability_pb2.Role.ValueType = ...,
         readiness: _capability_pb2.Readiness.ValueType = ...,
         hash_block_tokens: _builtins.int = ...,
+        sampling_features: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hash_block_tokens", b"hash_block_tokens", "identity", b"identity", "model", b"model", "readiness", b"readiness", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "hash_block_tokens", b"hash_block_tokens", "identity", b"identity", "model", b"model", "readiness", b"readiness", "role", b"role", "sampling_features", b"sampling_features"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

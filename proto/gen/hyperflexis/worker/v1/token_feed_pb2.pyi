@@ -293,6 +293,7 @@ class StepTokens(_message.Message):
     CRC_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    LOGPROBS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     slots: _builtins.bytes
     """Each column packed u32 little-endian."""
@@ -303,6 +304,10 @@ class StepTokens(_message.Message):
     """The tokens of all entries, one after the other."""
     @_builtins.property
     def finished(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptFinished]: ...
+    @_builtins.property
+    def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___EntryLogprobs]:
+        """For entries whose request asked for them."""
+
     def __init__(
         self,
         *,
@@ -313,14 +318,53 @@ class StepTokens(_message.Message):
         crc: _builtins.bytes = ...,
         tokens: _builtins.bytes = ...,
         finished: _abc.Iterable[Global___AttemptFinished] | None = ...,
+        logprobs: _abc.Iterable[Global___EntryLogprobs] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "crc", b"crc", "finished", b"finished", "slots", b"slots", "start_index", b"start_index", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "crc", b"crc", "finished", b"finished", "logprobs", b"logprobs", "slots", b"slots", "start_index", b"start_index", "step", b"step", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StepTokens: _TypeAlias = StepTokens  # noqa: Y015
+
+@_typing.final
+class EntryLogprobs(_message.Message):
+    """Log-probabilities of one entry's tokens. Natural logarithms in the model's own distribution, 32-bit floats
+    little-endian; NaN for a token that another worker made.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    WIDTH_FIELD_NUMBER: _builtins.int
+    TOP_IDS_FIELD_NUMBER: _builtins.int
+    TOP_FIELD_NUMBER: _builtins.int
+    entry: _builtins.int
+    """Index of the entry in the step's columns."""
+    chosen: _builtins.bytes
+    """One for each token."""
+    width: _builtins.int
+    """The likeliest tokens of each position, best first: `width` ids and logprobs for each token."""
+    top_ids: _builtins.bytes
+    top: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        entry: _builtins.int = ...,
+        chosen: _builtins.bytes = ...,
+        width: _builtins.int = ...,
+        top_ids: _builtins.bytes = ...,
+        top: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "entry", b"entry", "top", b"top", "top_ids", b"top_ids", "width", b"width"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EntryLogprobs: _TypeAlias = EntryLogprobs  # noqa: Y015
 
 @_typing.final
 class AttemptFinished(_message.Message):

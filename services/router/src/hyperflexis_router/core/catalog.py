@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from hyperflexis.common.v1 import slo_pb2
 
@@ -14,8 +14,6 @@ class ModelSpec:
     context_length: int
     vocab_size: int
     has_tokenizer: bool = False
-    sampling_features: frozenset[str] = field(default_factory=frozenset)
-    """SamplingParams fields that its engine honours beyond temperature, top_p, top_k, seed and lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +31,7 @@ class RequestLimits:
     stop_strings: int = 16
     stop_characters: int = 256
     stop_token_ids: int = 64
+    logprobs: int = 20
     detach_grace_ms: int = 3_600_000
     idempotency_key_characters: int = 256
     slo_us: int = 86_400_000_000

@@ -13,6 +13,7 @@ from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis_common.tokens import TOKEN_BYTES
 from hyperflexis_common.verdict import Outcome
+from hyperflexis_router.core.logprobs import Logprobs
 
 COALESCE_US = 10_000
 DELTA_TOKENS = 1_024
@@ -47,9 +48,14 @@ class ClientStream:
         return max(0, self._not_before_us - now_us) if available > self.next_index else None
 
     def next_event(
-        self, output: bytes | bytearray, available: int, finished: inference_service_pb2.Finished | None, now_us: int
+        self,
+        output: bytes | bytearray,
+        available: int,
+        finished: inference_service_pb2.Finished | None,
+        now_us: int,
+        logprobs: Logprobs = (),
     ) -> inference_service_pb2.StreamEvent | None:
-        """The next thing to send, given output tokens [0, available). None = wait."""
+        """The next thing to send, given output tokens [0, available) and their logprobs, if asked for. None = wait."""
         wait = self.wait_us(available, finished is not None, now_us)
         if wait is None or wait > 0:
             return None
@@ -64,7 +70,9 @@ class ClientStream:
             if last:
                 # The text that was held back has gone out with this delta.
                 self._text_between = None
-            delta = inference_service_pb2.Delta(start_index=start, text=text)
+            delta = inference_service_pb2.Delta(
+                start_index=start, text=text, logprobs=logprobs[start : self.next_index]
+            )
             delta.token_ids.packed = bytes(output[start * TOKEN_BYTES : self.next_index * TOKEN_BYTES])
             return inference_service_pb2.StreamEvent(delta=delta)
         assert finished is not None

@@ -9,6 +9,7 @@ from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import WorkerKey
+from hyperflexis_router.core.logprobs import Logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Committed:
     request_id: str
     start_index: int
     packed: bytes
+    logprobs: Logprobs = ()
+    """One for each token, or empty."""
 
 
 @dataclass(frozen=True, slots=True)

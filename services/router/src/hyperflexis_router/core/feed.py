@@ -9,6 +9,7 @@ from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_common.tokens import TOKEN_BYTES, unpack
 from hyperflexis_router.core.effects import Effect, ToFeed
+from hyperflexis_router.core.logprobs import Logprobs, logprobs_of
 
 if TYPE_CHECKING:
     from hyperflexis_router.core.request import Request
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
     start_index: int
     packed: bytes
     crc: int
+    logprobs: Logprobs = ()
 
 
 class Feed:
@@ -100,13 +102,14 @@ class Feed:
         tokens = step.tokens
         if not len(slots) == len(starts) == len(counts) == len(crcs) or sum(counts) * TOKEN_BYTES != len(tokens):
             raise ValueError(f"step {step.step}: columns of different lengths")
+        told = {entry.entry: logprobs_of(entry, counts) for entry in step.logprobs}
         offset = 0
         lookup = self._slots.get
-        for slot, start, tally, crc in zip(slots, starts, counts, crcs, strict=True):
+        for index, (slot, start, tally, crc) in enumerate(zip(slots, starts, counts, crcs, strict=True)):
             end = offset + tally * TOKEN_BYTES
             bound = lookup(slot)
             if bound is not None:
-                yield Entry(bound, start, tokens[offset:end], crc)
+                yield Entry(bound, start, tokens[offset:end], crc, told.get(index, ()))
             offset = end
 
     def _forget_slots(self) -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.tokens import TOKEN_BYTES, count, extend_crc
+from hyperflexis_router.core.logprobs import Logprobs
 
 
 class Early(NamedTuple):
@@ -14,6 +15,7 @@ class Early(NamedTuple):
     attempt: Attempt
     packed: bytes
     crc: int
+    logprobs: Logprobs
 
 
 class Output:
@@ -49,11 +51,11 @@ class Output:
         self.crc = crc
         return fresh
 
-    def hold(self, attempt: Attempt, start: int, packed: bytes, crc: int) -> None:
+    def hold(self, attempt: Attempt, start: int, packed: bytes, crc: int, logprobs: Logprobs = ()) -> None:
         """Keeps tokens beyond next_index for later; beyond the bound they are dropped, a replay brings them."""
         if start in self._ahead or count(packed) > self._ahead_room:
             return
-        self._ahead[start] = Early(attempt, packed, crc)
+        self._ahead[start] = Early(attempt, packed, crc, logprobs)
         self._ahead_room -= count(packed)
         self._ahead_end = max(self._ahead_end, start + count(packed))
 

@@ -12,7 +12,8 @@ from hyperflexis_common.attempt import NO_ATTEMPT, Attempt
 from hyperflexis_common.tokens import TOKEN_BYTES
 from hyperflexis_router.core import endings, messages
 from hyperflexis_router.core.effects import Committed, Effect, Ended, Noticed
-from hyperflexis_router.core.feed import Feed
+from hyperflexis_router.core.feed import Entry, Feed
+from hyperflexis_router.core.logprobs import Logprobs
 from hyperflexis_router.core.output import Output
 from hyperflexis_router.core.session import SchedulerSession
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
@@ -142,11 +143,12 @@ class Request:
         if attempt == self.attempt:
             self._answered = True
 
-    def tokens(self, attempt: Attempt, start: int, packed: bytes, crc: int, now_us: int, out: list[Effect]) -> None:
-        """Tokens [start, start + n) of `attempt`, with the CRC of its whole prefix after them."""
-        self._take(attempt, start, packed, crc, now_us, out)
+    def tokens(self, entry: Entry, now_us: int, out: list[Effect]) -> None:
+        """Tokens [start, start + n) of an attempt, with the CRC of its whole prefix after them."""
+        self._take(entry.bound.attempt, entry.start_index, entry.packed, entry.crc, entry.logprobs, now_us, out)
         while (early := self.output.next_held()) is not None:
-            self._take(early.attempt, self.output.next_index, early.packed, early.crc, now_us, out)
+            start = self.output.next_index
+            self._take(early.attempt, start, early.packed, early.crc, early.logprobs, now_us, out)
         if self._finish is not None:
             self._try_finish(now_us, out)
 
@@ -217,12 +219,22 @@ class Request:
 
     # --- inside ---
 
-    def _take(self, attempt: Attempt, start: int, packed: bytes, crc: int, now_us: int, out: list[Effect]) -> None:
+    def _take(
+        self,
+        attempt: Attempt,
+        start: int,
+        packed: bytes,
+        crc: int,
+        logprobs: Logprobs,
+        now_us: int,
+        out: list[Effect],
+    ) -> None:
         output = self.output
         until = None
         if attempt == self.attempt and self.feed is not None:
             if self._older and start < self._owned_from:
                 packed = packed[(self._owned_from - start) * TOKEN_BYTES :]
+                logprobs = logprobs[self._owned_from - start :]
                 start = self._owned_from
         elif self._older and attempt == self._older.attempt:
             until = self._owned_from
@@ -233,7 +245,7 @@ class Request:
         if end <= first or (until is not None and start >= until):
             return
         if start > first:
-            output.hold(attempt, start, packed, crc)
+            output.hold(attempt, start, packed, crc, logprobs)
             if self._asked_index != first:
                 self._subscribe(now_us, out)
             return
@@ -242,7 +254,7 @@ class Request:
             self.give_up(now_us, out)
             return
         self._quiet_since_us = self._progress_us = now_us
-        out.append(Committed(self.request_id, first, fresh))
+        out.append(Committed(self.request_id, first, fresh, logprobs[first - start : output.next_index - start]))
         if self._older and output.next_index >= self._owned_from:
             self._drop_older(now_us, out)
 

@@ -226,11 +226,11 @@ class RouterCore:
             self._settle(request, out)
 
     def _step(self, feed: Feed, step: token_feed_pb2.StepTokens, now_us: int, out: list[Effect]) -> None:
-        for bound, start, packed, crc in feed.entries(step):
-            request = bound.request
+        for entry in feed.entries(step):
+            request = entry.bound.request
             if request.ended:
                 continue
-            request.tokens(bound.attempt, start, packed, crc, now_us, out)
+            request.tokens(entry, now_us, out)
             if request.ended:
                 self._settle(request, out)
         for finish in step.finished:

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
 from hyperflexis.router.v1 import inference_service_pb2
+from hyperflexis_common.sampling import features_asked
 from hyperflexis_common.tokens import TOKEN_BYTES, count, unpack
 from hyperflexis_router.core.catalog import Catalog, ModelSpec, RequestLimits
 
@@ -43,9 +44,15 @@ class CheckedRequest:
 
 
 def check_request(
-    request: inference_service_pb2.GenerateRequest, catalog: Catalog, limits: RequestLimits
+    request: inference_service_pb2.GenerateRequest,
+    catalog: Catalog,
+    limits: RequestLimits,
+    features: frozenset[str] | None = None,
 ) -> CheckedRequest:
-    """Checks all that can be known before tokenization. Raises InvalidRequest."""
+    """Checks all that can be known before tokenization. Raises InvalidRequest.
+
+    `features`: SamplingParams fields that the model's workers honour; None = no worker is known yet, its own will say.
+    """
     model = catalog.models.get(request.model)
     if model is None:
         known = ", ".join(sorted(catalog.models)) or "none"
@@ -74,7 +81,7 @@ def check_request(
         violations.append(Violation("return_text", f"model {model.name} has no tokenizer: deltas carry token ids only"))
     if violations:
         raise InvalidRequest("INVALID_ARGUMENT", violations)
-    if missing := list(_unimplemented(request.sampling, model)):
+    if missing := list(_unimplemented(request.sampling, model, features)):
         raise InvalidRequest("UNIMPLEMENTED", missing)
     assert tier is not None
     return CheckedRequest(model, _slo(request, tier), request.sampling, wants_text, request.detach_grace_ms * 1_000)
@@ -151,6 +158,7 @@ def _sampling_violations(
         ("min_p", sampling.min_p, 0.0, 1.0),
         ("presence_penalty", sampling.presence_penalty, -2.0, 2.0),
         ("frequency_penalty", sampling.frequency_penalty, -2.0, 2.0),
+        ("logprobs", sampling.logprobs, 0, limits.logprobs),
     ]
     for name, value, low, high in ranges:
         if not low <= value <= high:
@@ -205,21 +213,13 @@ def _slo_violations(
             yield Violation(name, f"{value} is tighter than the {promised} of tier {tier.tier}; choose a tighter tier")
 
 
-def _unimplemented(sampling: sampling_pb2.SamplingParams, model: ModelSpec) -> Iterator[Violation]:
+def _unimplemented(
+    sampling: sampling_pb2.SamplingParams, model: ModelSpec, features: frozenset[str] | None
+) -> Iterator[Violation]:
     if sampling.n > 1:
         yield Violation("sampling.n", "one continuation a request; send the request several times")
-    if sampling.HasField("logprobs"):
-        yield Violation("sampling.logprobs", "log-probabilities are not served")
-    asked = {
-        "min_p": sampling.min_p != 0,
-        "repetition_penalty": sampling.HasField("repetition_penalty") and sampling.repetition_penalty != 1,
-        "presence_penalty": sampling.presence_penalty != 0,
-        "frequency_penalty": sampling.frequency_penalty != 0,
-        "logit_bias": bool(sampling.logit_bias),
-        "response_format": sampling.HasField("response_format"),
-    }
-    for name, wanted in asked.items():
-        if wanted and name not in model.sampling_features:
+    for name in features_asked(sampling):
+        if features is not None and name not in features:
             yield Violation(f"sampling.{name}", f"the engine of model {model.name} does not honour it; leave it out")
 
 

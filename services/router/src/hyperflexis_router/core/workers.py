@@ -16,6 +16,7 @@ class ListedWorker:
     model: str
     ready: bool
     hash_block_tokens: int
+    sampling_features: frozenset[str]
 
 
 class WorkerBook:
@@ -52,7 +53,19 @@ class WorkerBook:
         sizes = (worker.hash_block_tokens for worker in self._workers.values() if worker.model == model)
         return next((size for size in sizes if size), 0)
 
+    def sampling_features(self, model: str) -> frozenset[str] | None:
+        """SamplingParams fields that every worker of the model honours; None while none is known."""
+        told = [worker.sampling_features for worker in self._workers.values() if worker.model == model]
+        return frozenset.intersection(*told) if told else None
+
 
 def _listed(entry: router_session_pb2.WorkerEntry) -> ListedWorker:
     ready = entry.readiness == capability_pb2.READINESS_READY
-    return ListedWorker(WorkerKey.of(entry.identity), entry.address, entry.model, ready, entry.hash_block_tokens)
+    return ListedWorker(
+        WorkerKey.of(entry.identity),
+        entry.address,
+        entry.model,
+        ready,
+        entry.hash_block_tokens,
+        frozenset(entry.sampling_features),
+    )

@@ -92,6 +92,7 @@ class Cell:
             role=worker.role,
             readiness=worker.readiness,
             hash_block_tokens=worker.capabilities.hash_block_tokens,
+            sampling_features=worker.capabilities.sampling_features,
         )
 
     def flush(self) -> list[Effect]:

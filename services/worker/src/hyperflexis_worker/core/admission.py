@@ -7,6 +7,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.sampling import features_asked
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 
 
@@ -19,6 +20,8 @@ def fault_of(start: token_feed_pb2.Start, capabilities: capability_pb2.EngineCap
         return "the prompt is empty or not packed u32"
     if len(prompt) + start.max_tokens > capabilities.context_length:
         return f"{len(prompt)} + {start.max_tokens} tokens exceed the context of {capabilities.context_length}"
+    if missing := set(features_asked(start.sampling)) - set(capabilities.sampling_features):
+        return f"this engine does not honour {', '.join(sorted(missing))}"
     highest = max(*prompt, *packing.unpack(start.committed), 0)
     if highest >= capabilities.vocab_size:
         return f"token id {highest} is outside the vocabulary of {capabilities.vocab_size}"
@@ -40,6 +43,12 @@ def sequence_of(
             temperature=sampling.temperature,
             top_p=sampling.top_p if sampling.HasField("top_p") else 1.0,
             top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            repetition_penalty=sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=tuple(sorted(sampling.logit_bias.items())),
+            logprobs=sampling.logprobs if sampling.HasField("logprobs") else None,
             seed=sampling.seed,
             min_tokens=sampling.min_tokens,
             stop_token_ids=frozenset(sampling.stop_token_ids) | eos,

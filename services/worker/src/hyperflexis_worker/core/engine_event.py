@@ -2,10 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_worker.core.sampled import TokenLogprobs
+
+
+class NewTokens(NamedTuple):
+    """Output tokens [start_index, ...) of one attempt, packed."""
+
+    request_id: str
+    attempt: Attempt
+    start_index: int
+    packed: bytes
+    logprobs: Rows[TokenLogprobs] = ()
+    """Of each token, where the request asked for them; else empty."""
+
+
+class EndedAttempt(NamedTuple):
+    request_id: str
+    attempt: Attempt
+    reason: sampling_pb2.FinishReason.ValueType
+    stop_token_id: int = 0
+    message: str = ""
+    cached_tokens: int = 0
+    """Of the prompt, found in the prefix cache."""
 
 
 @dataclass(slots=True)
@@ -19,9 +43,7 @@ class EngineEvent:
     decode_context_tokens: int = 0
     free_blocks: int = 0
     steps: int = 0
-    tokens: list[tuple[str, Attempt, int, bytes]] = field(default_factory=list)
-    """(request_id, attempt, start index, packed tokens)"""
+    tokens: list[NewTokens] = field(default_factory=list)
     started: list[tuple[str, Attempt]] = field(default_factory=list)
-    ended: list[tuple[str, Attempt, sampling_pb2.FinishReason.ValueType, int, str]] = field(default_factory=list)
-    """(request_id, attempt, FinishReason, stop token id, message)"""
+    ended: list[EndedAttempt] = field(default_factory=list)
     given_up: list[tuple[str, Attempt, slo_pb2.Decision]] = field(default_factory=list)

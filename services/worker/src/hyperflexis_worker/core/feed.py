@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_worker.core.request import Request
+from hyperflexis_worker.core.sampled import TokenLogprobs
 
 
 @dataclass(slots=True)
@@ -18,6 +20,7 @@ class _Columns:
     crc: list[int] = field(default_factory=list)
     tokens: bytearray = field(default_factory=bytearray)
     finished: list[token_feed_pb2.AttemptFinished] = field(default_factory=list)
+    logprobs: list[token_feed_pb2.EntryLogprobs] = field(default_factory=list)
 
 
 class Feed:
@@ -42,6 +45,9 @@ class Feed:
         if count < 1:
             return
         columns = self._columns
+        logprobs = request.logprobs_from(start_index)
+        if logprobs:
+            columns.logprobs.append(_entry_logprobs(len(columns.slots), logprobs))
         columns.slots.append(self._slot(request))
         columns.start_index.append(start_index)
         columns.counts.append(count)
@@ -71,6 +77,7 @@ class Feed:
                     crc=packing.pack(columns.crc),
                     tokens=bytes(columns.tokens),
                     finished=columns.finished,
+                    logprobs=columns.logprobs,
                 )
             )
 
@@ -84,3 +91,17 @@ class Feed:
             token_feed_pb2.Bind(slot=slot, request_id=request.request_id, attempt=request.attempt.proto())
         )
         return slot
+
+
+def _entry_logprobs(entry: int, logprobs: list[TokenLogprobs | None]) -> token_feed_pb2.EntryLogprobs:
+    width = max((len(one.top) for one in logprobs if one is not None), default=0)
+    nothing = TokenLogprobs(math.nan)
+    known = [one or nothing for one in logprobs]
+    padded = [(*one.top, *(((0, math.nan),) * (width - len(one.top)))) for one in known]
+    return token_feed_pb2.EntryLogprobs(
+        entry=entry,
+        chosen=packing.pack_floats(one.chosen for one in known),
+        width=width,
+        top_ids=packing.pack(token for row in padded for token, _ in row),
+        top=packing.pack_floats(logprob for row in padded for _, logprob in row),
+    )

@@ -55,8 +55,10 @@ class Holds:
     @property
     def blocks(self) -> Iterable[int]:
         """Every block once for each hold on it."""
-        for hold in (*self._leases.values(), *self._transfers.values()):
-            yield from hold.blocks
+        for lease in self._leases.values():
+            yield from lease.blocks
+        for transfer in self._transfers.values():
+            yield from transfer.blocks
 
     def lease(self, blocks: Iterable[int], until_us: int) -> Lease | None:
         """Pins owned blocks for a reader elsewhere; None where that would pin too much of the pool."""

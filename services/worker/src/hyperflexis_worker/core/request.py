@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_worker.core.engine_event import EndedAttempt, NewTokens
+from hyperflexis_worker.core.sampled import TokenLogprobs
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +26,8 @@ class Request:
     phase: worker_session_pb2.RequestPhase.ValueType = worker_session_pb2.REQUEST_PHASE_AWAITING_START
     tokens: bytearray = field(default_factory=bytearray)
     """All output tokens from index 0, committed ones included, packed."""
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the last tokens, as far back as this worker made them; empty where nobody asked."""
     crc: int = 0
     owner: int | None = None
     """The feed that gets the tokens; None = nobody at present."""
@@ -67,26 +70,34 @@ class Request:
     def grace_us(self) -> int:
         return self.start.detach_grace_us if self.start is not None else 0
 
-    def take(self, start_index: int, packed: bytes) -> bool:
+    def take(self, new: NewTokens) -> bool:
         """Appends new tokens. False where they do not continue what is here: the engine is broken."""
-        if start_index != self.count:
+        if new.start_index != self.count:
             return False
-        self.tokens += packed
-        self.crc = packing.extend_crc(self.crc, packed)
+        self.tokens += new.packed
+        self.logprobs += new.logprobs
+        self.crc = packing.extend_crc(self.crc, new.packed)
         return True
 
-    def finish(
-        self, reason: sampling_pb2.FinishReason.ValueType, stop_token_id: int, message: str, now_us: int
-    ) -> None:
+    def logprobs_from(self, start_index: int) -> list[TokenLogprobs | None]:
+        """Of tokens [start_index, count): None for those that an earlier attempt made. Empty where nobody asked."""
+        if self.start is None or not self.start.sampling.HasField("logprobs"):
+            return []
+        first = self.count - len(self.logprobs)
+        unknown: list[TokenLogprobs | None] = [None] * max(first - start_index, 0)
+        return unknown + self.logprobs[max(start_index - first, 0) :]
+
+    def finish(self, ended: EndedAttempt, now_us: int) -> None:
         """Nothing follows the tokens that are here."""
         self.phase = worker_session_pb2.REQUEST_PHASE_FINISHED
         self.finished_us = now_us
         self.finished = token_feed_pb2.AttemptFinished(
-            reason=reason,
+            reason=ended.reason,
             output_tokens=self.count,
             crc=self.crc,
-            stop_token_id=stop_token_id,
-            message=message,
+            stop_token_id=ended.stop_token_id,
+            message=ended.message,
+            cached_tokens=ended.cached_tokens,
             queued_us=max(self.started_us - self.queued_us, 0),
             prefill_us=max(self.first_token_us - self.started_us, 0),
         )

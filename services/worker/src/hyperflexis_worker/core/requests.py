@@ -11,7 +11,7 @@ from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.admission import fault_of, sequence_of
 from hyperflexis_worker.core.effects import AddSequence, DropSequence, Effect, RevokeSequence, ToFeed
-from hyperflexis_worker.core.engine_event import EngineEvent
+from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.engine_view import EngineView
 from hyperflexis_worker.core.feed import Feed
 from hyperflexis_worker.core.reporting import Reporter
@@ -151,12 +151,12 @@ class Requests:
                 request.phase = worker_session_pb2.REQUEST_PHASE_PREFILL
                 request.started_us = now_us
                 self._reporter.update(request_id, attempt, Update.KIND_STARTED)
-        for request_id, attempt, start_index, packed in event.tokens:
-            if (request := self._current(request_id, attempt)) is not None:
-                self._take_tokens(request, start_index, packed, now_us)
-        for request_id, attempt, reason, stop_token_id, message in event.ended:
-            if (request := self._current(request_id, attempt)) is not None:
-                self._finish(request, reason, stop_token_id, message, now_us)
+        for new in event.tokens:
+            if (request := self._current(new.request_id, new.attempt)) is not None:
+                self._take_tokens(request, new, now_us)
+        for ended in event.ended:
+            if (request := self._current(ended.request_id, ended.attempt)) is not None:
+                self._finish(request, ended, now_us)
         for request_id, attempt, decision in event.given_up:
             if (request := self._current(request_id, attempt)) is not None:
                 self._drop(request, Gone.REASON_DROPPED, "given up", engine=False)
@@ -233,7 +233,8 @@ class Requests:
         request.phase = worker_session_pb2.REQUEST_PHASE_WAITING
         request.queued_us = now_us
         if request.count >= start.max_tokens:
-            return self._finish(request, sampling_pb2.FINISH_REASON_LENGTH, 0, "", now_us)
+            ended = EndedAttempt(request.request_id, request.attempt, sampling_pb2.FINISH_REASON_LENGTH)
+            return self._finish(request, ended, now_us)
         number = self._engine.add(request.prompt_tokens + request.count, now_us)
         sequence = sequence_of(run, start, self._profile.eos_token_ids, request.run_arrival_us)
         self._effects.append(AddSequence(number, sequence))
@@ -249,25 +250,18 @@ class Requests:
         if request.finished is not None:
             self._feeds[feed].add_finished(request)
 
-    def _take_tokens(self, request: Request, start_index: int, packed: bytes, now_us: int) -> None:
-        if not request.take(start_index, packed):
-            raise AssertionError(f"the engine sent index {start_index} where {request.count} was due")
+    def _take_tokens(self, request: Request, new: NewTokens, now_us: int) -> None:
+        if not request.take(new):
+            raise AssertionError(f"the engine sent index {new.start_index} where {request.count} was due")
         if request.phase != worker_session_pb2.REQUEST_PHASE_DECODE:
             request.phase = worker_session_pb2.REQUEST_PHASE_DECODE
             request.first_token_us = now_us
             self._reporter.update(request.request_id, request.attempt, Update.KIND_FIRST_TOKEN, request.count)
         if request.owner is not None:
-            self._feeds[request.owner].add(request, start_index)
+            self._feeds[request.owner].add(request, new.start_index)
 
-    def _finish(
-        self,
-        request: Request,
-        reason: sampling_pb2.FinishReason.ValueType,
-        stop_token_id: int,
-        message: str,
-        now_us: int,
-    ) -> None:
-        request.finish(reason, stop_token_id, message, now_us)
+    def _finish(self, request: Request, ended: EndedAttempt, now_us: int) -> None:
+        request.finish(ended, now_us)
         self._finished[request.request_id] = request
         self._reporter.update(request.request_id, request.attempt, Update.KIND_FINISHED, request.count)
         if request.owner is not None:

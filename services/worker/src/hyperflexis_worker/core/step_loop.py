@@ -16,17 +16,17 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import Chunk, StepPlan, StepPlanner
+from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
 from hyperflexis_worker.core.sequence import Sequence
 
 
 class Executor(Protocol):
     """Computes one step on the device."""
 
-    def execute(self, chunks: Rows[Chunk]) -> list[int]:
+    def execute(self, chunks: Rows[Chunk]) -> Sampled:
         """Writes keys and values of every chunk's tokens into its sequence's blocks.
 
-        Each sequence's `blocks` cover [0, start + length) when this is called. Returns one token id for each
-        chunk with `samples`, in order.
+        Each sequence's `blocks` cover [0, start + length) when this is called.
         """
         ...
 
@@ -46,7 +46,7 @@ class Ended:
 class StepResult:
     """What a step changed: new tokens (one per sampling sequence), first chunks, ends."""
 
-    tokens: list[tuple[Sequence, int]] = field(default_factory=list)
+    tokens: list[tuple[Sequence, int, TokenLogprobs | None]] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     given_up: list[tuple[Sequence, slo_pb2.Decision]] = field(default_factory=list)
@@ -115,14 +115,13 @@ class StepLoop:
                 sequence.blocks.extend(blocks)
         return plan
 
-    def commit(self, plan: StepPlan, tokens: Rows[int]) -> StepResult:
-        """Takes a step's sampled tokens, one for each chunk that samples, in order."""
+    def commit(self, plan: StepPlan, sampled: Sampled) -> StepResult:
+        """Takes what the executor made of the plan."""
         result = StepResult(given_up=plan.given_up)
-        sampled = iter(tokens)
+        tokens = iter(enumerate(sampled.tokens))
         for chunk in plan.chunks:
             sequence = chunk.sequence
-            samples = chunk.samples
-            token = next(sampled) if samples else None
+            place, token = next(tokens) if chunk.samples else (-1, None)
             if self._running.get(sequence.request_id) is not sequence:
                 continue  # cancelled while the step ran
             if not sequence.started:
@@ -132,7 +131,7 @@ class StepLoop:
             self._publish(sequence)
             if token is not None:
                 sequence.output.append(token)
-                result.tokens.append((sequence, token))
+                result.tokens.append((sequence, token, sampled.logprobs.get(place)))
                 self._end_if_done(sequence, token, result)
         return result
 

@@ -12,20 +12,22 @@ from pathlib import Path
 import torch
 
 from hyperflexis_worker.core.planner import Chunk
+from hyperflexis_worker.core.sampled import Sampled
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.embedded.attention import ReferenceAttention
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.kv_pool import KvPool
 from hyperflexis_worker.embedded.model import Decoder
 from hyperflexis_worker.embedded.model_config import ModelConfig
-from hyperflexis_worker.embedded.sampling import SAMPLING_VERSION, sample
+from hyperflexis_worker.embedded.sampling import SAMPLING_VERSION, Sampler
 from hyperflexis_worker.embedded.weights import TensorEntry, load_weights
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 class TorchExecutor:
-    """An Executor over a Hugging Face directory. It keeps nothing of a sequence but what is in the pool."""
+    """An Executor over a Hugging Face directory. It keeps nothing of a sequence but what is in the pool, and counts
+    of tokens where it is penalised for them."""
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class TorchExecutor:
         self._dtype = dtype
         self._weights = load_weights(directory, self._config, DTYPES[dtype], self._device)
         self.pool = KvPool(self._config, num_blocks, block_tokens, DTYPES[dtype], self._device)
+        self._sampler = Sampler(self._config.vocab_size, self._device)
         self._decoder = Decoder(self._config, self._weights, self.pool, ReferenceAttention(self.pool))
 
     @property
@@ -73,19 +76,20 @@ class TorchExecutor:
         identity = json.dumps([asdict(self._config), sums, self._dtype, SAMPLING_VERSION], sort_keys=True)
         return hashlib.blake2b(identity.encode(), digest_size=16).digest()
 
-    def execute(self, chunks: Rows[Chunk]) -> list[int]:
+    def execute(self, chunks: Rows[Chunk]) -> Sampled:
         """See core.step_loop.Executor. Raises ValueError, and computes nothing, for a token id out of range."""
         if not chunks:
-            return []
+            return Sampled([])
         for chunk in chunks:
             self._check(chunk)
         with torch.inference_mode():
             logits = self._decoder.forward(pack(chunks, self.pool.block_tokens, self._device))
             sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            return sample(logits, sampling) if sampling else []
+            return self._sampler.sample(logits, sampling) if sampling else Sampled([])
 
     def forget(self, sequence: Sequence) -> None:
-        """Nothing is kept for a sequence."""
+        """What its penalties were computed from."""
+        self._sampler.forget(sequence)
 
     def _check(self, chunk: Chunk) -> None:
         # On a GPU an index out of range kills the whole process, so it is looked at here.

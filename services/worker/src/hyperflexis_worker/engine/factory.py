@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hyperflexis_common.step_time import SEEDS, StepTimeModel
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import BudgetPlanner, StepPlanner
 from hyperflexis_worker.core.step_loop import Executor
 from hyperflexis_worker.engine.frames import EngineReady
@@ -17,6 +18,7 @@ class BuiltEngine:
     executor: Executor
     planner: StepPlanner
     pool: BlockPool
+    lengths: OutputLengths
     step_time: StepTimeModel
     ready: EngineReady
 
@@ -25,17 +27,26 @@ def build_engine(settings: WorkerSettings) -> BuiltEngine:
     """Loads weights and makes the pool; takes as long as that takes. Raises ValueError or OSError."""
     model = settings.served_model()
     seed = SEEDS[settings.profile]
-    pool = BlockPool(settings.num_blocks, settings.block_tokens)
-    planner = BudgetPlanner(settings.max_num_tokens, settings.max_num_seqs, settings.order)
+    pool = BlockPool(settings.num_blocks, settings.block_tokens, settings.prefix_cache)
+    lengths = OutputLengths()
+    planner = BudgetPlanner(settings.max_num_tokens, settings.max_num_seqs, settings.order, lengths)
+    hash_block_tokens = pool.block_tokens if pool.prefix_cache else 0
     if settings.engine == "modelled":
         from hyperflexis_worker.modelled import ModelledExecutor
 
         modelled = ModelledExecutor(model.vocab_size, seed, settings.time_scale)
         ready = EngineReady(
-            modelled.fingerprint(model.name), model.vocab_size, model.context_length, [], pool.total, pool.block_tokens
+            fingerprint=modelled.fingerprint(model.name),
+            vocab_size=model.vocab_size,
+            context_length=model.context_length,
+            eos_token_ids=[],
+            total_blocks=pool.total,
+            block_tokens=pool.block_tokens,
+            hash_block_tokens=hash_block_tokens,
         )
-        return BuiltEngine(modelled, planner, pool, seed, ready)
+        return BuiltEngine(modelled, planner, pool, lengths, seed, ready)
     from hyperflexis_worker.embedded.executor import TorchExecutor
+    from hyperflexis_worker.embedded.sampling import FEATURES
 
     assert model.path is not None, "checked by WorkerSettings.check"
     torch_executor = TorchExecutor(
@@ -46,11 +57,13 @@ def build_engine(settings: WorkerSettings) -> BuiltEngine:
         device=settings.device,
     )
     ready = EngineReady(
-        torch_executor.fingerprint,
-        torch_executor.vocab_size,
-        min(torch_executor.context_length, model.context_length),
-        sorted(torch_executor.eos_token_ids),
-        pool.total,
-        pool.block_tokens,
+        fingerprint=torch_executor.fingerprint,
+        vocab_size=torch_executor.vocab_size,
+        context_length=min(torch_executor.context_length, model.context_length),
+        eos_token_ids=sorted(torch_executor.eos_token_ids),
+        total_blocks=pool.total,
+        block_tokens=pool.block_tokens,
+        sampling_features=list(FEATURES),
+        hash_block_tokens=hash_block_tokens,
     )
-    return BuiltEngine(torch_executor, planner, pool, seed, ready)
+    return BuiltEngine(torch_executor, planner, pool, lengths, seed, ready)

@@ -6,6 +6,9 @@ import struct
 
 import msgspec
 
+from hyperflexis_worker.core.sampled import TokenLogprobs
+from hyperflexis_worker.core.sequence import Sampling
+
 HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 256 * 2**20
 
@@ -21,12 +24,7 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     prompt: bytes
     committed: bytes
     max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    seed: int
-    min_tokens: int
-    stop_token_ids: list[int]
+    sampling: Sampling
     arrival_us: int
     ttft_us: int
     tpot_us: int
@@ -65,6 +63,9 @@ class EngineReady(msgspec.Struct, tag=True, frozen=True):
     total_blocks: int
     block_tokens: int
     step_planned: bool = True
+    sampling_features: list[str] = []
+    hash_block_tokens: int = 0
+    """Tokens in a block of the prefix cache; 0 = there is none."""
 
 
 class EndedSequence(msgspec.Struct, frozen=True):
@@ -74,6 +75,7 @@ class EndedSequence(msgspec.Struct, frozen=True):
     reason: int
     stop_token_id: int = 0
     message: str = ""
+    cached_tokens: int = 0
 
 
 class NewTokens(msgspec.Struct, frozen=True):
@@ -84,6 +86,8 @@ class NewTokens(msgspec.Struct, frozen=True):
     seq: int
     start_index: int
     packed: bytes
+    logprobs: list[TokenLogprobs] = []
+    """Of each token, where the request asked for them; else empty."""
 
 
 class GivenUp(msgspec.Struct, frozen=True):

@@ -15,8 +15,10 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
+from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_loop import Executor, StepLoop
 from hyperflexis_worker.engine import frames
 
@@ -66,6 +68,8 @@ class Engine(Protocol):
     @property
     def pool(self) -> BlockPool: ...
     @property
+    def lengths(self) -> OutputLengths: ...
+    @property
     def step_time(self) -> StepTimeModel: ...
     @property
     def ready(self) -> frames.EngineReady: ...
@@ -78,7 +82,7 @@ class EngineLoop:
         self._engine = engine
         self._commands = commands
         self._clock = clock
-        self._loop = StepLoop(engine.planner, engine.pool)
+        self._loop = StepLoop(engine.planner, engine.pool, engine.lengths)
         self._adds_applied = 0
         self._steps = 0
         self._ended: list[frames.EndedSequence] = []
@@ -133,7 +137,7 @@ class EngineLoop:
         if not plan.chunks and not plan.given_up:
             raise RuntimeError("the planner made an empty step although sequences wait")
         predicted = self._engine.step_time.predict_us(plan.shape)
-        sampled = self._engine.executor.execute(plan.chunks) if plan.chunks else []
+        sampled = self._engine.executor.execute(plan.chunks) if plan.chunks else Sampled([])
         result = self._loop.commit(plan, sampled)
         self._steps += 1
         for end in result.ended:
@@ -145,10 +149,7 @@ class EngineLoop:
             frames.Stepped(
                 adds_applied=self._adds_applied,
                 load=self._load(),
-                tokens=[
-                    frames.NewTokens(s.request_id, *s.attempt, len(s.output) - 1, packing.pack((token,)))
-                    for s, token in result.tokens
-                ],
+                tokens=[_new_token(*new) for new in result.tokens],
                 started=[(s.request_id, *s.attempt) for s in result.started],
                 ended=self._take_ended(),
                 given_up=[
@@ -190,14 +191,7 @@ def sequence_of(add: frames.Add) -> Sequence:
         attempt=Attempt(add.leader_epoch, add.seq),
         prompt=packing.unpack(add.prompt),
         output=packing.unpack(add.committed),
-        sampling=Sampling(
-            temperature=add.temperature,
-            top_p=add.top_p,
-            top_k=add.top_k,
-            seed=add.seed,
-            min_tokens=add.min_tokens,
-            stop_token_ids=frozenset(add.stop_token_ids),
-        ),
+        sampling=add.sampling,
         max_tokens=add.max_tokens,
         arrival_us=add.arrival_us,
         ttft_us=add.ttft_us,
@@ -211,4 +205,16 @@ def sequence_of(add: frames.Add) -> Sequence:
 def _ended(
     sequence: Sequence, reason: sampling_pb2.FinishReason.ValueType, stop_token_id: int = 0, message: str = ""
 ) -> frames.EndedSequence:
-    return frames.EndedSequence(sequence.request_id, *sequence.attempt, int(reason), stop_token_id, message)
+    return frames.EndedSequence(
+        sequence.request_id, *sequence.attempt, int(reason), stop_token_id, message, sequence.cached_tokens
+    )
+
+
+def _new_token(sequence: Sequence, token: int, logprobs: TokenLogprobs | None) -> frames.NewTokens:
+    return frames.NewTokens(
+        sequence.request_id,
+        *sequence.attempt,
+        start_index=len(sequence.output) - 1,
+        packed=packing.pack((token,)),
+        logprobs=[] if logprobs is None else [logprobs],
+    )
