@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hyperflexis_worker.embedded.model_config import ModelConfig, Rope, UnsupportedModel
+from hyperflexis_worker.embedded.config_fields import UnsupportedModel
+from hyperflexis_worker.embedded.model_config import ModelConfig
+from hyperflexis_worker.embedded.rope import Rope
 
 PLAIN: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -41,10 +44,32 @@ def test_flags_tell_the_families_apart() -> None:
     assert ModelConfig.from_hf(PLAIN | {"head_dim": 32}).head_dim == 32
 
 
+def test_biases_are_where_the_family_has_them() -> None:
+    def biases(family: str, **fields: bool) -> tuple[bool, bool, bool]:
+        config = ModelConfig.from_hf(PLAIN | {"architectures": [f"{family}ForCausalLM"]} | fields)
+        return (config.qkv_bias, config.o_bias, config.mlp_bias)
+
+    assert biases("Llama") == biases("Qwen3", mlp_bias=True) == (False, False, False)
+    assert biases("Qwen2") == biases("Qwen2", attention_bias=True, mlp_bias=True) == (True, False, False)
+    assert biases("Llama", attention_bias=True) == biases("Qwen3", attention_bias=True) == (True, True, False)
+    assert biases("Llama", mlp_bias=True) == (False, False, True)
+
+
+def test_yarn_takes_what_is_left_out_from_the_context_and_the_paper() -> None:
+    scaling = {"rope_type": "yarn", "original_max_position_embeddings": 128}
+    rope = ModelConfig.from_hf(PLAIN | {"rope_scaling": scaling}).rope
+    assert (rope.factor, rope.original_context, rope.beta_fast, rope.beta_slow) == (4.0, 128, 32.0, 1.0)
+    assert rope.attention_factor == pytest.approx(0.1 * math.log(4) + 1)
+    given = ModelConfig.from_hf(PLAIN | {"rope_scaling": scaling | {"factor": 2, "attention_factor": 1.5}}).rope
+    assert (given.factor, given.attention_factor) == (2.0, 1.5)
+    deepseek = ModelConfig.from_hf(PLAIN | {"rope_scaling": scaling | {"mscale": 1.0, "mscale_all_dim": 1.0}}).rope
+    assert deepseek.attention_factor == 1.0
+
+
 def test_rope_as_transformers_4_and_5_write_it() -> None:
     old = ModelConfig.from_hf(PLAIN | {"rope_theta": 5e5, "rope_scaling": LLAMA3})
     new = ModelConfig.from_hf(PLAIN | {"rope_parameters": LLAMA3 | {"rope_theta": 5e5}})
-    assert old.rope == new.rope == Rope(5e5, "llama3", 8.0, 1.0, 4.0, 8_192)
+    assert old.rope == new.rope == Rope(5e5, "llama3", 8.0, 8_192, 1.0, 4.0)
     linear = ModelConfig.from_hf(PLAIN | {"rope_scaling": {"type": "linear", "factor": 2}})
     assert linear.rope == Rope(10_000.0, "linear", 2.0)
     assert ModelConfig.from_hf(PLAIN | {"rope_scaling": None, "rope_theta": 7}).rope == Rope(7.0)
@@ -76,13 +101,13 @@ def test_generation_config_names_the_end_of_sequence_ids(tmp_path: Path) -> None
         ({"num_key_value_heads": 3}, "no multiple of num_key_value_heads 3"),
         ({"head_dim": 15}, "head_dim 15 is odd"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"attention_bias": True}, "attention_bias True"),
-        ({"mlp_bias": True}, "mlp_bias True"),
+        ({"hidden_size": 2**40}, "hidden_size must be a positive integer below 2"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps must be a positive number"),
         ({"use_sliding_window": True}, "use_sliding_window True"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling.rope_type 'yarn'"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.rope_type 'longrope'"),
         ({"rope_parameters": {"type": "dynamic"}}, "rope_parameters.rope_type 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lacks factor"),
         ({"rope_theta": "big"}, "rope_theta must be a positive number"),

@@ -5,24 +5,15 @@ In float64, where the order of summation practically never decides a token.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from oracle_models import MODELS, VOCAB, continuation, make_model, random_prompt, save
 
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_worker.core.blocks import BlockPool
@@ -32,49 +23,7 @@ from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.embedded.executor import TorchExecutor
 
-VOCAB, OUTPUT, LENGTHS = 211, 12, (1, 2, 15, 16, 17, 40, 97)
-SIZE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.3,  # bold, so that the most likely token depends on the context
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500.0,
-    "factor": 4.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-
-
-def make(family: str) -> PreTrainedModel:
-    torch.manual_seed(7)
-    model: PreTrainedModel
-    match family:
-        case "llama":
-            model = LlamaForCausalLM(LlamaConfig(**SIZE))
-        case "llama-tied-llama3":
-            model = LlamaForCausalLM(LlamaConfig(**SIZE, tie_word_embeddings=True, rope_parameters=LLAMA3))
-        case "llama-linear":
-            rope = {"rope_type": "linear", "factor": 2.5, "rope_theta": 1_000.0}
-            model = LlamaForCausalLM(LlamaConfig(**SIZE, rope_parameters=rope))
-        case "qwen2":
-            model = Qwen2ForCausalLM(Qwen2Config(**SIZE))
-        case _:
-            model = Qwen3ForCausalLM(Qwen3Config(**SIZE, head_dim=16))
-    for name, parameter in model.named_parameters():
-        if name.endswith("bias") or "norm" in name:  # initialised to zeros and ones, which would hide an error
-            torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    return model
-
-
-FAMILIES = ["llama", "llama-tied-llama3", "llama-linear", "qwen2", "qwen3"]
+OUTPUT, LENGTHS = 12, (1, 2, 15, 16, 17, 40, 97)
 
 
 @dataclass(frozen=True)
@@ -86,32 +35,28 @@ class Oracle:
 
 @pytest.fixture(scope="module")
 def oracles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Oracle]:
-    return {family: make_oracle(tmp_path_factory.mktemp(family), make(family)) for family in FAMILIES}
+    return {name: make_oracle(tmp_path_factory.mktemp(name), name, LENGTHS) for name in MODELS}
 
 
-def make_oracle(directory: Path, model: PreTrainedModel) -> Oracle:
-    model = model.double()
-    model.save_pretrained(directory)
-    generator = torch.Generator().manual_seed(3)
-    prompts = [torch.randint(0, VOCAB, (length,), generator=generator).tolist() for length in LENGTHS]
-    outputs = []
-    with torch.inference_mode():
-        for prompt in prompts:
-            tokens = list(prompt)
-            for _ in range(OUTPUT):
-                tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
-            outputs.append(tokens[len(prompt) :])
-    return Oracle(directory, prompts, outputs)
+def make_oracle(directory: Path, name: str, lengths: Rows[int]) -> Oracle:
+    model = make_model(name)
+    prompts = [random_prompt(length, seed) for seed, length in enumerate(lengths)]
+    return Oracle(save(model, directory), prompts, [continuation(model, prompt, OUTPUT) for prompt in prompts])
 
 
 def run(
-    executor: TorchExecutor, sequences: Rows[Sequence], max_tokens: int = 256, max_sequences: int = 16, blocks: int = 64
+    executor: TorchExecutor,
+    sequences: Rows[Sequence],
+    max_tokens: int = 256,
+    max_sequences: int = 16,
+    blocks: int = 64,
+    prefix_cache: bool = True,
 ) -> tuple[list[list[int]], int]:
     """Outputs, and how many preemptions it took."""
     surprised = OutputLengths()  # where blocks are scarce, sequences are preempted
     for _ in range(500):
         surprised.learn("", 0)
-    pool = BlockPool(blocks, executor.pool.block_tokens)
+    pool = BlockPool(blocks, executor.pool.block_tokens, prefix_cache)
     loop = StepLoop(BudgetPlanner(max_tokens, max_sequences, lengths=surprised), pool)
     for sequence in sequences:
         loop.add(sequence)
@@ -131,8 +76,8 @@ def sequences(prompts: Rows[list[int]], sampling: Sampling | None = None, output
     ]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("budget", [1, 7, 16, 64, 256])
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("budget", [1, 7, 64, 256])
 def test_greedy_tokens_equal_transformers(oracles: dict[str, Oracle], family: str, budget: int) -> None:
     oracle = oracles[family]
     executor = TorchExecutor(oracle.directory, num_blocks=64, dtype="float64")
@@ -141,7 +86,7 @@ def test_greedy_tokens_equal_transformers(oracles: dict[str, Oracle], family: st
     assert len({token for output in outputs for token in output}) > 20, "the oracle says the same thing always"
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama-group-3", "qwen3-group-4"])
 def test_preemption_changes_no_token(oracles: dict[str, Oracle], family: str) -> None:
     oracle = oracles[family]
     executor = TorchExecutor(oracle.directory, num_blocks=16, block_tokens=8, dtype="float64")
@@ -163,7 +108,7 @@ def test_a_draw_depends_on_seed_and_index_only(
     oracles: dict[str, Oracle], budget: int, together: int, blocks: int, block_tokens: int, order: list[int]
 ) -> None:
     """Whatever the batch, chunking and preemption, and on whichever worker."""
-    oracle = oracles["llama"]
+    oracle = oracles["llama-group-3"]
     rules = [Sampling(1.0 + i / 5, (1.0, 0.8)[i % 2], (0, 0, 30)[i % 3], seed=2**63 + i) for i in range(len(LENGTHS))]
 
     def fresh() -> list[Sequence]:
@@ -178,7 +123,7 @@ def test_a_draw_depends_on_seed_and_index_only(
 
 
 def test_a_resumed_request_goes_on_with_the_same_draws(oracles: dict[str, Oracle]) -> None:
-    oracle = oracles["qwen2"]
+    oracle = oracles["qwen2-group-4"]
     executor = TorchExecutor(oracle.directory, num_blocks=64, dtype="float64")
     rules = Sampling(1.5, 0.9, seed=11)
     (whole,), _ = run(executor, sequences([oracle.prompts[3]], rules))
@@ -188,7 +133,7 @@ def test_a_resumed_request_goes_on_with_the_same_draws(oracles: dict[str, Oracle
 
 
 def test_padding_and_other_owners_leftovers_do_not_matter(oracles: dict[str, Oracle]) -> None:
-    oracle = oracles["llama"]
+    oracle = oracles["llama-group-3"]
     executor = TorchExecutor(oracle.directory, num_blocks=64, dtype="float64")
     executor.pool.tensor.fill_(float("nan"))
     outputs, _ = run(executor, sequences(oracle.prompts), max_tokens=50)
@@ -198,7 +143,7 @@ def test_padding_and_other_owners_leftovers_do_not_matter(oracles: dict[str, Ora
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_are_near_in_lower_precision(oracles: dict[str, Oracle], dtype: str) -> None:
     """Teacher-forced: a share of the oracle's tokens, since rounding may flip a near tie."""
-    oracle = oracles["qwen3"]
+    oracle = oracles["qwen3-group-4"]
     executor = TorchExecutor(oracle.directory, num_blocks=64, dtype=dtype)
     hits = total = 0
     for prompt, output in zip(oracle.prompts, oracle.outputs, strict=True):
@@ -213,19 +158,19 @@ def test_the_fingerprint_tells_weights_and_dtype_apart(oracles: dict[str, Oracle
     def fingerprint(family: str, dtype: str = "float32", blocks: int = 2) -> bytes:
         return TorchExecutor(oracles[family].directory, num_blocks=blocks, dtype=dtype).fingerprint
 
-    assert fingerprint("llama") == fingerprint("llama", blocks=5)
-    assert len({fingerprint("llama"), fingerprint("llama-linear"), fingerprint("llama", "float64")}) == 3
+    assert fingerprint("llama-group-3") == fingerprint("llama-group-3", blocks=5)
+    assert len({fingerprint("llama-group-3"), fingerprint("llama-linear"), fingerprint("llama-group-3", "float64")}) == 3
 
 
 def test_a_token_outside_the_vocabulary_is_refused(oracles: dict[str, Oracle]) -> None:
-    executor = TorchExecutor(oracles["llama"].directory, num_blocks=4)
+    executor = TorchExecutor(oracles["llama-group-3"].directory, num_blocks=4)
     sequence = Sequence("s", NO_ATTEMPT, [1, VOCAB], [], Sampling(), 1, blocks=[1])
     with pytest.raises(ValueError, match="outside the vocabulary"):
         executor.execute([Chunk(sequence, 0, 2)])
 
 
 def test_an_empty_step_and_a_step_without_sampling_rows(oracles: dict[str, Oracle]) -> None:
-    executor = TorchExecutor(oracles["llama"].directory, num_blocks=4)
+    executor = TorchExecutor(oracles["llama-group-3"].directory, num_blocks=4)
     sequence = Sequence("s", NO_ATTEMPT, [1, 2, 3], [], Sampling(), 1, blocks=[1])
     assert executor.execute([]).tokens == []
     assert executor.execute([Chunk(sequence, 0, 2)]).tokens == []
@@ -233,6 +178,59 @@ def test_an_empty_step_and_a_step_without_sampling_rows(oracles: dict[str, Oracl
 
 def test_constructor_errors(oracles: dict[str, Oracle], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dtype 'int8'"):
-        TorchExecutor(oracles["llama"].directory, num_blocks=4, dtype="int8")
+        TorchExecutor(oracles["llama-group-3"].directory, num_blocks=4, dtype="int8")
     with pytest.raises(FileNotFoundError, match="not a model directory"):
         TorchExecutor(tmp_path / "absent", num_blocks=4)
+
+
+@pytest.mark.parametrize("family", ["llama-group-7-tied-llama3", "qwen2-group-4", "qwen3-group-3-tied"])
+def test_a_cached_prefix_changes_no_token(oracles: dict[str, Oracle], family: str) -> None:
+    oracle = oracles[family]
+    executor = TorchExecutor(oracle.directory, num_blocks=64, block_tokens=8, dtype="float64")
+    loop = StepLoop(BudgetPlanner(64, 16), BlockPool(64, 8))
+    long, output = oracle.prompts[-1], oracle.outputs[-1]
+    cached = []
+    for turn in range(4):  # the same prompt, then conversations that go on from its own answer
+        grown = turn if turn > 1 else 0
+        one = Sequence(f"t{turn}", NO_ATTEMPT, long + output[:grown], [], Sampling(), OUTPUT - grown)
+        loop.add(one)
+        while loop.busy:
+            plan = loop.plan(0)
+            loop.commit(plan, executor.execute(plan.chunks))
+        assert one.output == output[grown:]
+        cached.append(one.cached_tokens)
+    assert cached[0] == 0 and min(cached[1:]) >= 96
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("family", MODELS)
+def test_hundreds_of_cases_with_everything_forced(family: str, tmp_path: Path) -> None:
+    """Prompts of 1 to 2,000 tokens, many with common beginnings, 16 at once, any chunk size, too few blocks."""
+    chance, output = random.Random(family), 20
+    model = make_model(family)
+    directory = save(model, tmp_path)
+    common = random_prompt(600, 99)
+    lengths = [1, 2, 2_000, *(int(2 ** chance.uniform(0, 10)) for _ in range(37))]
+    prompts = [
+        [*common[: chance.choice([0, 0, min(length - 1, 600)])], *random_prompt(length, seed)][:length]
+        for seed, length in enumerate(lengths)
+    ]
+    expected = [continuation(model, prompt, output) for prompt in prompts]
+    cases = preempted = hits = 0
+    for budget, blocks, block_tokens, prefix_cache in (
+        (256, 600, 16, True), (chance.randrange(33, 256), 510, 4, True), (chance.randrange(8, 33), 260, 8, True),
+        (64, 507, 4, False), (chance.randrange(1, 8), 700, 16, True),
+    ):  # fmt: skip
+        executor = TorchExecutor(directory, blocks, block_tokens, "float64")
+        order = list(range(len(prompts))) * 2
+        chance.shuffle(order)
+        if budget < 8:
+            order = [index for index in order if lengths[index] < 200]
+        members = [Sequence(str(at), NO_ATTEMPT, prompts[i], [], Sampling(), output) for at, i in enumerate(order)]
+        outputs, times = run(executor, members, budget, 16, blocks, prefix_cache)
+        assert outputs == [expected[i] for i in order]
+        cases += len(order)
+        preempted += times
+        hits += sum(one.cached_tokens > 0 for one in members)
+    assert cases > 350 and preempted > 0 and hits > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from hyperflexis_worker.embedded.attention import AttentionBackend
 from hyperflexis_worker.embedded.batch import PackedBatch
 from hyperflexis_worker.embedded.kv_pool import KvPool
-from hyperflexis_worker.embedded.model_config import ModelConfig, Rope
+from hyperflexis_worker.embedded.model_config import ModelConfig
 from hyperflexis_worker.embedded.weights import Weights
 
 
@@ -24,9 +23,12 @@ class _Layer:
     q_norm: Tensor | None
     k_norm: Tensor | None
     o: Tensor
+    o_bias: Tensor | None
     post_norm: Tensor
     gate_up: Tensor
+    gate_up_bias: Tensor | None
     down: Tensor
+    down_bias: Tensor | None
 
 
 class Decoder:
@@ -40,7 +42,7 @@ class Decoder:
         self._layers = [_layer(config, weights, index) for index in range(config.layers)]
         self._norm = weights["norm"]
         self._lm_head = self._embed if config.tied_embeddings else weights["lm_head"]
-        self._frequencies = rope_frequencies(config.rope, config.head_dim).to(self._embed.device)
+        self._frequencies = config.rope.frequencies(config.head_dim).to(self._embed.device)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Logits [sampling rows, vocabulary]; keys and values of every token are in the pool afterwards."""
@@ -50,8 +52,9 @@ class Decoder:
         hidden = F.embedding(batch.tokens, self._embed)
         for index, layer in enumerate(self._layers):
             hidden = hidden + self._attend(index, layer, self._normed(hidden, layer.input_norm), rows, rotation)
-            gate, up = F.linear(self._normed(hidden, layer.post_norm), layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
+            both = F.linear(self._normed(hidden, layer.post_norm), layer.gate_up, layer.gate_up_bias)
+            gate, up = both.chunk(2, dim=-1)
+            hidden = hidden + F.linear(F.silu(gate) * up, layer.down, layer.down_bias)
         return F.linear(self._normed(hidden[batch.sampling_rows], self._norm), self._lm_head)
 
     def _attend(
@@ -65,7 +68,7 @@ class Decoder:
         _rotate(qkv[:, :-kv_heads], *rotation)
         self._pool.store(index, rows, qkv[:, heads:])
         mixed = self._attention.attend(index, qkv[:, :heads])
-        return F.linear(mixed.reshape(-1, heads * dim), layer.o)
+        return F.linear(mixed.reshape(-1, heads * dim), layer.o, layer.o_bias)
 
     def _normed(self, hidden: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(hidden, (hidden.shape[-1],), weight, self._config.norm_eps)
@@ -73,21 +76,8 @@ class Decoder:
     def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Cosine and sine [tokens, 1, head_dim / 2], from single-precision angles as the models were trained with."""
         angles = (positions.float().unsqueeze(-1) * self._frequencies).unsqueeze(1)
-        return angles.cos().to(self._embed.dtype), angles.sin().to(self._embed.dtype)
-
-
-def rope_frequencies(rope: Rope, head_dim: int) -> Tensor:
-    """Radians a position, [head_dim / 2], float32."""
-    frequencies = 1.0 / rope.theta ** (torch.arange(0, head_dim, 2).float() / head_dim)
-    if rope.kind == "linear":
-        return frequencies / rope.factor
-    if rope.kind == "llama3":
-        # Fast pairs stay, slow ones are slowed down by the factor, in between it is blended.
-        turns = rope.original_context * frequencies / (2 * math.pi)
-        blend = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
-        blend = blend.clamp(0, 1)
-        return frequencies * blend + frequencies / rope.factor * (1 - blend)
-    return frequencies
+        scale = self._config.rope.attention_factor
+        return (angles.cos() * scale).to(self._embed.dtype), (angles.sin() * scale).to(self._embed.dtype)
 
 
 def _rotate(heads: Tensor, cosine: Tensor, sine: Tensor) -> None:
@@ -107,7 +97,10 @@ def _layer(config: ModelConfig, weights: Weights, index: int) -> _Layer:
         q_norm=weights[f"{name}.q_norm"] if config.qk_norm else None,
         k_norm=weights[f"{name}.k_norm"] if config.qk_norm else None,
         o=weights[f"{name}.o"],
+        o_bias=weights[f"{name}.o_bias"] if config.o_bias else None,
         post_norm=weights[f"{name}.post_norm"],
         gate_up=weights[f"{name}.gate_up"],
+        gate_up_bias=weights[f"{name}.gate_up_bias"] if config.mlp_bias else None,
         down=weights[f"{name}.down"],
+        down_bias=weights[f"{name}.down_bias"] if config.mlp_bias else None,
     )

@@ -98,10 +98,16 @@ def slots(config: ModelConfig) -> Iterator[Slot]:
             yield one(f"{mine}.q_norm", f"{attention}.q_norm", config.head_dim)
             yield one(f"{mine}.k_norm", f"{attention}.k_norm", config.head_dim)
         yield one(f"{mine}.o", f"{attention}.o_proj", hidden, q)
+        if config.o_bias:
+            yield Slot(f"{mine}.o_bias", ((f"{attention}.o_proj.bias", (hidden,)),))
         yield one(f"{mine}.post_norm", f"{theirs}.post_attention_layernorm", hidden)
         gate_up = tuple((f"{mlp}.{name}.weight", (inner, hidden)) for name in ("gate_proj", "up_proj"))
         yield Slot(f"{mine}.gate_up", gate_up)
         yield one(f"{mine}.down", f"{mlp}.down_proj", hidden, inner)
+        if config.mlp_bias:
+            both = tuple((f"{mlp}.{name}.bias", (inner,)) for name in ("gate_proj", "up_proj"))
+            yield Slot(f"{mine}.gate_up_bias", both)
+            yield Slot(f"{mine}.down_bias", ((f"{mlp}.down_proj.bias", (hidden,)),))
     yield one("norm", "model.norm", hidden)
     if not config.tied_embeddings:
         yield one("lm_head", "lm_head", config.vocab_size, hidden)
