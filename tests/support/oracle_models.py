@@ -57,12 +57,20 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 8.0, "original_max_position_embeddings": 512}
-YARN_FINE = YARN | {"rope_theta": 300.0, "beta_fast": 16.0, "beta_slow": 2.0, "truncate": False, "attention_factor": 1.3}
+YARN_FINE = YARN | {
+    "rope_theta": 300.0,
+    "beta_fast": 16.0,
+    "beta_slow": 2.0,
+    "truncate": False,
+    "attention_factor": 1.3,
+}
 
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "llama-group-1": lambda: _llama(4, 4),
     "llama-group-3": lambda: _llama(6, 2),
-    "llama-group-7-tied-llama3": lambda: _llama(7, 1, hidden_size=56, head_dim=10, tie_word_embeddings=True, rope_parameters=LLAMA3),
+    "llama-group-7-tied-llama3": lambda: _llama(
+        7, 1, hidden_size=56, head_dim=10, tie_word_embeddings=True, rope_parameters=LLAMA3
+    ),
     "llama-linear": lambda: _llama(6, 2, rope_parameters=LINEAR),
     "llama-yarn": lambda: _llama(8, 2, rope_parameters=YARN),
     "llama-bias": lambda: _llama(6, 3, attention_bias=True, mlp_bias=True),
@@ -83,12 +91,14 @@ def make_model(name: str, seed: int = 7) -> PreTrainedModel:
     for parameter_name, parameter in model.named_parameters():
         if parameter_name.endswith("bias") or "norm" in parameter_name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)  # initialised to zeros and ones, which would hide an error
-    return model.double().eval()
+    model.double()
+    model.train(False)
+    return model
 
 
 def random_prompt(length: int, seed: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, VOCAB, (length,), generator=generator).tolist()  # type: ignore[no-any-return]
+    return torch.randint(0, VOCAB, (length,), generator=generator).tolist()
 
 
 def continuation(model: PreTrainedModel, prompt: Sequence[int], count: int) -> list[int]:

@@ -159,7 +159,9 @@ def test_the_fingerprint_tells_weights_and_dtype_apart(oracles: dict[str, Oracle
         return TorchExecutor(oracles[family].directory, num_blocks=blocks, dtype=dtype).fingerprint
 
     assert fingerprint("llama-group-3") == fingerprint("llama-group-3", blocks=5)
-    assert len({fingerprint("llama-group-3"), fingerprint("llama-linear"), fingerprint("llama-group-3", "float64")}) == 3
+    assert (
+        len({fingerprint("llama-group-3"), fingerprint("llama-linear"), fingerprint("llama-group-3", "float64")}) == 3
+    )
 
 
 def test_a_token_outside_the_vocabulary_is_refused(oracles: dict[str, Oracle]) -> None:

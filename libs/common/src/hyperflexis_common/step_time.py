@@ -9,7 +9,10 @@ decodes. The form and the seed coefficients were fitted to the per-operator tabl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import math
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
 
 from hyperflexis.common.v1 import capability_pb2
 
@@ -62,6 +65,10 @@ class StepTimeModel:
         """Marginal time of prefilling `tokens` after `context`, in steps that are busy anyway."""
         return self.c2_us * tokens + self.c3_us * tokens * (tokens / 2 + context)
 
+    def scaled(self, factor: float) -> StepTimeModel:
+        """The same device, so many times slower."""
+        return StepTimeModel(*(factor * value for value in astuple(self)))
+
     def proto(self) -> capability_pb2.StepTimeModel:
         return capability_pb2.StepTimeModel(
             c0_us=self.c0_us,
@@ -86,3 +93,22 @@ SEEDS = {
     "test/tiny/tp1": StepTimeModel(500, 1.0, 2.0, 1e-5, 1e-4, host_us=0.0),
 }
 """Seed profiles by gpu/model/tp. Kernel-time fits, within 2-4 % of the tables they come from."""
+
+
+def load_profile(profile: str) -> StepTimeModel:
+    """A seed by its name, or the `coefficients` of a file that `hyperflexis profile` wrote. Raises ValueError."""
+    if profile in SEEDS:
+        return SEEDS[profile]
+    path = Path(profile)
+    if not path.is_file():
+        known = ", ".join(sorted(SEEDS))
+        raise ValueError(f"step-time profile {profile!r} is neither a file nor one of the known: {known}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))["coefficients"]
+        values = {field.name: float(found[field.name]) for field in fields(StepTimeModel)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no step-time profile: {type(error).__name__}: {error}") from error
+    wrong = [name for name, value in values.items() if not 0 <= value < math.inf]
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)} must be finite and not negative")
+    return StepTimeModel(**values)

@@ -22,7 +22,7 @@ from hyperflexis_common.server import (
     version_of,
     wait_for_signal,
 )
-from hyperflexis_common.step_time import SEEDS
+from hyperflexis_common.step_time import load_profile
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
 from hyperflexis_worker.engine.frames import EngineFailed, EngineReady
@@ -135,7 +135,7 @@ class Worker:
             gpu_type=settings.gpu_type,
             tags=tuple(sorted(settings.tags.items())),
             version=version_of("worker"),
-            step_time=SEEDS[settings.profile].proto(),
+            step_time=load_profile(settings.profile).scaled(settings.time_scale).proto(),
         )
 
 

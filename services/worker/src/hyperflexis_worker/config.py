@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from hyperflexis_common.config import ModelSettings, ServiceSettings
-from hyperflexis_common.step_time import SEEDS
+from hyperflexis_common.step_time import load_profile
 
 
 class WorkerSettings(ServiceSettings):
@@ -48,7 +48,7 @@ class WorkerSettings(ServiceSettings):
     order: Literal["fcfs", "edf"] = "edf"
     """Who is prefilled first: by arrival, or by first-token deadline."""
     profile: str = "cpu/tiny/tp1"
-    """Seed of the step-time model: gpu/model/tp."""
+    """Seed of the step-time model: gpu/model/tp, or a file that `hyperflexis profile` wrote."""
     time_scale: float = Field(default=1.0, ge=0)
     """Modelled engine: step times are multiplied by this."""
     role: Literal["mixed", "prefill", "decode"] = "mixed"
@@ -76,8 +76,7 @@ class WorkerSettings(ServiceSettings):
     def check(self) -> None:
         """Raises ValueError for what no single field can tell."""
         model = self.served_model()
-        if self.profile not in SEEDS:
-            raise ValueError(f"worker.profile {self.profile!r} is unknown; known: {', '.join(sorted(SEEDS))}")
+        load_profile(self.profile)
         if self.engine == "embedded" and model.path is None:
             raise ValueError(
                 f"model {model.name!r} needs a path for the embedded engine (or set worker.engine: modelled)"

@@ -19,6 +19,19 @@ class WorkerMetrics:
         self.waiting = Gauge("hyperflexis_worker_waiting", "Requests that wait on this worker.", registry=registry)
         self.running = Gauge("hyperflexis_worker_running", "Requests that run on this worker.", registry=registry)
         self.free_blocks = Gauge("hyperflexis_worker_kv_blocks_free", "Free KV blocks.", registry=registry)
+        self.cached_blocks = Gauge(
+            "hyperflexis_worker_kv_blocks_cached", "KV blocks that can be found by prefix.", registry=registry
+        )
+        self.prefix_hit_tokens = Counter(
+            "hyperflexis_worker_prefix_hit_tokens",
+            "Tokens of ended requests found in the prefix cache.",
+            registry=registry,
+        )
+        self.step_time_error = Gauge(
+            "hyperflexis_worker_step_time_error",
+            "Mean absolute relative error of recent step-time predictions.",
+            registry=registry,
+        )
         self.engine_restarts = Counter(
             "hyperflexis_worker_engine_restarts", "Lives of the engine lost.", registry=registry
         )
@@ -30,3 +43,7 @@ class WorkerMetrics:
         self.waiting.set(event.load.waiting)
         self.running.set(event.load.running)
         self.free_blocks.set(event.load.free_blocks)
+        self.cached_blocks.set(event.load.cached_blocks)
+        self.prefix_hit_tokens.inc(sum(ended.cached_tokens for ended in event.ended))
+        if event.step_time is not None:
+            self.step_time_error.set(event.step_time.errors.mean)

@@ -46,12 +46,10 @@ class ModelledExecutor:
         self,
         vocab_size: int,
         model: StepTimeModel,
-        time_scale: float = 1.0,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._vocab_size = vocab_size
         self._model = model
-        self._time_scale = time_scale
         self._sleep = sleep
         self._states: dict[Sequence, tuple[int, int]] = {}
         """Hash state of a sequence and how many output tokens it has taken in."""
@@ -60,7 +58,7 @@ class ModelledExecutor:
         return hashlib.blake2b(ENGINE_VERSION + f"{model_name}:{self._vocab_size}".encode(), digest_size=16).digest()
 
     def execute(self, chunks: Rows[Chunk]) -> Sampled:
-        self._sleep(self._model.predict_us(StepPlan(chunks=list(chunks)).shape) * self._time_scale / 1e6)
+        self._sleep(self._model.predict_us(StepPlan(chunks=list(chunks)).shape) / 1e6)
         return Sampled([self._token(chunk.sequence) for chunk in chunks if chunk.samples])
 
     def forget(self, sequence: Sequence) -> None:

@@ -9,7 +9,7 @@ from typing import cast
 
 import structlog
 
-from hyperflexis.common.v1 import sampling_pb2, slo_pb2
+from hyperflexis.common.v1 import capability_pb2, sampling_pb2, slo_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
@@ -223,8 +223,17 @@ def _engine_event(stepped: frames.Stepped) -> EngineEvent:
             )
             for e in stepped.ended
         ],
+        step_time=_step_time(stepped.step_time),
         given_up=[
             (g.request_id, Attempt(g.leader_epoch, g.seq), slo_pb2.Decision.FromString(g.decision))
             for g in stepped.given_up
         ],
     )
+
+
+def _step_time(fitted: frames.StepTime | None) -> capability_pb2.StepTimeModel | None:
+    if fitted is None:
+        return None
+    message = fitted.model.proto()
+    message.mean_error, message.samples = fitted.errors.mean, fitted.errors.samples
+    return message

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hyperflexis.common.v1 import sampling_pb2, slo_pb2
+from hyperflexis.common.v1 import capability_pb2, sampling_pb2, slo_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.sampled import TokenLogprobs
 
@@ -46,4 +46,6 @@ class EngineEvent:
     tokens: list[NewTokens] = field(default_factory=list)
     started: list[tuple[str, Attempt]] = field(default_factory=list)
     ended: list[EndedAttempt] = field(default_factory=list)
+    step_time: capability_pb2.StepTimeModel | None = None
+    """As fitted so far, now and then."""
     given_up: list[tuple[str, Attempt, slo_pb2.Decision]] = field(default_factory=list)

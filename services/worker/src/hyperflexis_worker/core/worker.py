@@ -49,6 +49,7 @@ class WorkerCore:
         self._reporter = Reporter()
         self._effects: list[Effect] = []
         self._steps = 0
+        self._step_time = profile.step_time or capability_pb2.StepTimeModel()
         self.telemetry: worker_session_pb2.Telemetry | None = None
         """The shell's newest reading of the GPU."""
         self.requests = Requests(profile, self._reporter, self._feeds, self._effects)
@@ -179,6 +180,8 @@ class WorkerCore:
 
     def engine_stepped(self, events: EngineEvent, now_us: int) -> list[Effect]:
         self._steps += 1
+        if events.step_time is not None:
+            self._step_time = events.step_time
         self.requests.stepped(events, now_us)
         return self._take(now_us)
 
@@ -219,7 +222,7 @@ class WorkerCore:
             load = self.requests.load(now_us)
             if self._reporter.due(load, now_us):
                 report = self._reporter.report(load, self.role, self.readiness, now_us)
-                report.step_time.CopyFrom(self.profile.step_time or capability_pb2.StepTimeModel())
+                report.step_time.CopyFrom(self._step_time)
                 if self.telemetry is not None:
                     report.telemetry.CopyFrom(self.telemetry)
                 self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(report=report)))

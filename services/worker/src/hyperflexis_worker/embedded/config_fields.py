@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LARGEST = 2**31
-"""No dimension, count or length of a model is larger; a file that says so is broken, and must not size an allocation."""
+"""No dimension, count or length of a model is larger: a file that says so is broken and must size no allocation."""
 
 
 class UnsupportedModel(ValueError):

@@ -11,7 +11,6 @@ from typing import Any
 from hyperflexis_worker.embedded.config_fields import UnsupportedModel, integer, number
 from hyperflexis_worker.embedded.rope import Rope
 
-
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperflexis_common.step_time import SEEDS, StepTimeModel
+from hyperflexis_common.step_time import StepTimeModel, load_profile
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
@@ -26,7 +26,7 @@ class BuiltEngine:
 def build_engine(settings: WorkerSettings) -> BuiltEngine:
     """Loads weights and makes the pool; takes as long as that takes. Raises ValueError or OSError."""
     model = settings.served_model()
-    seed = SEEDS[settings.profile]
+    seed = load_profile(settings.profile)
     pool = BlockPool(settings.num_blocks, settings.block_tokens, settings.prefix_cache)
     lengths = OutputLengths()
     planner = BudgetPlanner(settings.max_num_tokens, settings.max_num_seqs, settings.order, lengths)
@@ -34,7 +34,8 @@ def build_engine(settings: WorkerSettings) -> BuiltEngine:
     if settings.engine == "modelled":
         from hyperflexis_worker.modelled import ModelledExecutor
 
-        modelled = ModelledExecutor(model.vocab_size, seed, settings.time_scale)
+        seed = seed.scaled(settings.time_scale)
+        modelled = ModelledExecutor(model.vocab_size, seed)
         ready = EngineReady(
             fingerprint=modelled.fingerprint(model.name),
             vocab_size=model.vocab_size,

@@ -6,6 +6,8 @@ import struct
 
 import msgspec
 
+from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_common.step_time_fit import StepErrors
 from hyperflexis_worker.core.sampled import TokenLogprobs
 from hyperflexis_worker.core.sequence import Sampling
 
@@ -104,7 +106,15 @@ class EngineLoad(msgspec.Struct, frozen=True):
     queued_prefill_tokens: int = 0
     decode_context_tokens: int = 0
     free_blocks: int = 0
+    cached_blocks: int = 0
     steps: int = 0
+
+
+class StepTime(msgspec.Struct, frozen=True):
+    """The step-time model as fitted so far, and how well it predicts."""
+
+    model: StepTimeModel
+    errors: StepErrors
 
 
 class Stepped(msgspec.Struct, tag=True, frozen=True):
@@ -118,6 +128,8 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
     given_up: list[GivenUp] = []
     duration_us: int = 0
     predicted_us: int = 0
+    step_time: StepTime | None = None
+    """Now and then, where there is something new."""
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):

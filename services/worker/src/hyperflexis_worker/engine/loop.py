@@ -14,6 +14,7 @@ from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_common.step_time_fit import StepTimeFit
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import StepPlanner
@@ -25,6 +26,8 @@ from hyperflexis_worker.engine import frames
 log = structlog.get_logger(__name__)
 
 IDLE_POLL_S = 0.2
+STEP_TIME_EVERY = 64
+"""Steps between two reports of the fitted step-time model."""
 
 
 class CommandSocket:
@@ -85,6 +88,7 @@ class EngineLoop:
         self._loop = StepLoop(engine.planner, engine.pool, engine.lengths)
         self._adds_applied = 0
         self._steps = 0
+        self._fit = StepTimeFit(engine.step_time)
         self._ended: list[frames.EndedSequence] = []
 
     def run(self) -> None:
@@ -136,10 +140,13 @@ class EngineLoop:
         plan = self._loop.plan(began)
         if not plan.chunks and not plan.given_up:
             raise RuntimeError("the planner made an empty step although sequences wait")
-        predicted = self._engine.step_time.predict_us(plan.shape)
+        shape = plan.shape
+        predicted = self._fit.model.predict_us(shape)
         sampled = self._engine.executor.execute(plan.chunks) if plan.chunks else Sampled([])
         result = self._loop.commit(plan, sampled)
         self._steps += 1
+        took_us = self._clock.now_us() - began
+        self._fit.observe(shape, took_us)
         for end in result.ended:
             self._ended.append(_ended(end.sequence, end.reason, end.stop_token_id))
             self._forget(end.sequence)
@@ -156,10 +163,16 @@ class EngineLoop:
                     frames.GivenUp(s.request_id, *s.attempt, decision.SerializeToString())
                     for s, decision in result.given_up
                 ],
-                duration_us=self._clock.now_us() - began,
+                duration_us=took_us,
                 predicted_us=int(predicted),
+                step_time=self._step_time(),
             )
         )
+
+    def _step_time(self) -> frames.StepTime | None:
+        if self._steps % STEP_TIME_EVERY:
+            return None
+        return frames.StepTime(self._fit.model, self._fit.errors)
 
     def _load(self) -> frames.EngineLoad:
         running = list(self._loop.running)
@@ -170,6 +183,7 @@ class EngineLoop:
             queued_prefill_tokens=sum(s.to_compute for s in (*waiting, *running) if not s.decoding),
             decode_context_tokens=sum(s.num_tokens for s in running if s.decoding),
             free_blocks=self._engine.pool.free,
+            cached_blocks=self._engine.pool.cached,
             steps=self._steps,
         )
 
