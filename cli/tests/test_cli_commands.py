@@ -35,7 +35,9 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["up", "demo", "generate", "replay", "requests", "explain", "models", "cluster"])
+@pytest.mark.parametrize(
+    "command", ["up", "demo", "generate", "replay", "requests", "explain", "models", "cluster", "profile"]
+)
 def test_every_command_has_help(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

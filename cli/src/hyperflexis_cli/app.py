@@ -11,6 +11,7 @@ import typer
 from hyperflexis_cli.commands.demo import demo
 from hyperflexis_cli.commands.generate import generate
 from hyperflexis_cli.commands.inspect import cluster, explain, models, requests
+from hyperflexis_cli.commands.profile import profile
 from hyperflexis_cli.commands.replay import replay
 from hyperflexis_cli.commands.up import up
 from hyperflexis_cli.console import out
@@ -29,6 +30,7 @@ for panel, command in (
     (RUN, demo),
     (USE, generate),
     (USE, replay),
+    (LOOK, profile),
     (LOOK, requests),
     (LOOK, explain),
     (LOOK, models),
