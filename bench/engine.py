@@ -95,7 +95,8 @@ class Transformers:
     """`generate` with its own cache, greedy, without an end of sequence; batches of 16, padded on the left."""
 
     def __init__(self, directory: Path, dtype: str, device: str) -> None:
-        self._model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype]).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=DTYPES[dtype])
+        self._model = model.to(device)
         self._device = device
 
     def run(self, jobs: Sequence[Job]) -> Run:

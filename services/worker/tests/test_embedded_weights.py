@@ -147,5 +147,5 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="is not a safetensors file"):
         load_weights(tmp_path, CONFIG, torch.float32, CPU)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-    with pytest.raises(WeightsError, match="lacks"):
+    with pytest.raises(WeightsError, match="no index of shards"):
         load_weights(tmp_path, CONFIG, torch.float32, CPU)

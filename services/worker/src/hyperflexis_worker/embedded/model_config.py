@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperflexis_worker.embedded.config_fields import UnsupportedModel, integer, number
+from hyperflexis_worker.embedded.config_fields import UnsupportedModel, flag, integer, number, strings
 from hyperflexis_worker.embedded.rope import Rope
 
 ARCHITECTURES = {"LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,13 @@ class ModelConfig:
         if head_dim % 2:
             raise UnsupportedModel(f"head_dim {head_dim} is odd: rotary embedding needs pairs")
         context = integer(config, "max_position_embeddings")
-        attention_bias = bool(config.get("attention_bias", False))
+        attention_bias = flag(config, "attention_bias")
         eos = (generation or {}).get("eos_token_id")
         return cls(
             vocab_size=integer(config, "vocab_size"),
             hidden_size=hidden,
             intermediate_size=integer(config, "intermediate_size"),
-            layers=integer(config, "num_hidden_layers"),
+            layers=integer(config, "num_hidden_layers", below=MOST_LAYERS),
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
@@ -75,10 +76,10 @@ class ModelConfig:
             rope=Rope.from_hf(config, context),
             context_length=context,
             eos_token_ids=_token_ids(config.get("eos_token_id") if eos is None else eos),
-            tied_embeddings=bool(config.get("tie_word_embeddings", False)),
+            tied_embeddings=flag(config, "tie_word_embeddings"),
             qkv_bias=family == "qwen2" or attention_bias,
             o_bias=family != "qwen2" and attention_bias,
-            mlp_bias=family == "llama" and bool(config.get("mlp_bias", False)),
+            mlp_bias=family == "llama" and flag(config, "mlp_bias"),
             qk_norm=family == "qwen3",
             dtype=str(config.get("dtype") or config.get("torch_dtype") or "float32"),
         )
@@ -87,7 +88,7 @@ class ModelConfig:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise UnsupportedModel(f"{path} holds no JSON object")
@@ -95,7 +96,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _family(config: Mapping[str, Any]) -> str:
-    names = config.get("architectures") or []
+    names = strings(config, "architectures")
     for name in names:
         if name in ARCHITECTURES:
             return ARCHITECTURES[name]
@@ -111,7 +112,7 @@ def _refuse_unsupported(config: Mapping[str, Any]) -> None:
             raise UnsupportedModel(f"{field} {value!r} is not supported; only {allowed[0]!r} is")
     if config.get("quantization_config"):
         raise UnsupportedModel("quantization_config is not supported: use an unquantised checkpoint")
-    other = set(config.get("layer_types") or ()) - {"full_attention"}
+    other = set(strings(config, "layer_types")) - {"full_attention"}
     if other:
         raise UnsupportedModel(f"layer_types {sorted(other)} is not supported; only 'full_attention' is")
 

@@ -103,12 +103,8 @@ def measure(bench: Bench, shapes: list[StepShape], repeat: int) -> Iterator[tupl
         bench.run(chunks)
         yield shape, [bench.run(chunks) for _ in range(repeat)]
         if number % 10 == 0 or number == len(shapes):
-            print(
-                f"\r{number}/{len(shapes)} shapes",
-                end="" if number < len(shapes) else "\n",
-                file=sys.stderr,
-                flush=True,
-            )
+            end = "" if number < len(shapes) else "\n"
+            print(f"\r{number}/{len(shapes)} shapes", end=end, file=sys.stderr, flush=True)
 
 
 def fit(measured: list[tuple[StepShape, list[float]]], seed: StepTimeModel, chance: random.Random) -> StepTimeFit:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hyperflexis_worker.embedded.config_fields import UnsupportedModel, integer, number
+from hyperflexis_worker.embedded.config_fields import UnsupportedModel, flag, integer, number
 
 KINDS = ("default", "linear", "llama3", "yarn")
 
@@ -47,7 +47,7 @@ class Rope:
         theta = number(scaling if "rope_theta" in scaling else config, "rope_theta", 10_000.0)
         if number(scaling, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0)) != 1.0:
             raise UnsupportedModel("partial_rotary_factor other than 1.0 is not supported")
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        kind: Any = scaling.get("rope_type") or scaling.get("type") or "default"
         if kind not in KINDS:
             raise UnsupportedModel(f"{field}.rope_type {kind!r} is not supported; supported: {', '.join(KINDS)}")
         if kind == "default":
@@ -72,7 +72,7 @@ class Rope:
             original_context=original,
             beta_fast=number(scaling, "beta_fast", 32.0),
             beta_slow=number(scaling, "beta_slow", 1.0),
-            whole_dimensions=bool(scaling.get("truncate", True)),
+            whole_dimensions=scaling.get("truncate") is None or flag(scaling, "truncate"),
             attention_factor=_attention_factor(scaling, factor),
         )
 

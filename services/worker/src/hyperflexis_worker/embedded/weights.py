@@ -142,11 +142,11 @@ def _locate(directory: Path) -> dict[str, Path]:
     index = directory / "model.safetensors.index.json"
     files = ["model.safetensors"]
     if index.exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = _shards(index)
     where: dict[str, Path] = {}
     for file in files:
         path = directory / file
-        if not path.is_file() or path.parent != directory:
+        if not path.is_file():
             raise WeightsError(f"{directory} lacks {file}: only safetensors checkpoints can be loaded")
         try:
             with safe_open(path, framework="pt") as tensors:
@@ -158,6 +158,16 @@ def _locate(directory: Path) -> dict[str, Path]:
             raise WeightsError(f"{path} repeats tensors of another shard: {_some(twice)}")
         where.update(dict.fromkeys(names, path))
     return where
+
+
+def _shards(index: Path) -> list[str]:
+    try:
+        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        if not files or not all(file and Path(file).name == file for file in files):
+            raise ValueError("weight_map must name files of this directory")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{index} is no index of shards: {type(error).__name__}: {error}") from error
+    return files
 
 
 def _check(wanted: list[Slot], where: Mapping[str, Path], config: ModelConfig) -> None:
