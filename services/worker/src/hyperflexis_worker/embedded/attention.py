@@ -49,7 +49,8 @@ class ReferenceAttention:
             future = torch.arange(length, device=positions.device) > positions.unsqueeze(-1)
             tiles = self._pool.tiles(group.table)
             beyond = future[:, -1].view(-1, 1, 1, length).expand(*tiles.shape[:3], -1).flatten().nonzero().squeeze(1)
-            bias = torch.zeros(future.shape, dtype=self._pool.tensor.dtype, device=future.device)
+            precise = torch.promote_types(self._pool.tensor.dtype, torch.float32)
+            bias = torch.zeros(future.shape, dtype=precise, device=future.device)
             bias = bias.masked_fill_(future, float("-inf")).view(group.sequences, 1, group.queries, 1, length)
             self._steps.append(_Step(group, tiles, bias, beyond))
 
@@ -62,12 +63,14 @@ class ReferenceAttention:
         cached = self._pool.gather(layer, step.tiles)
         # What lies beyond the end may be anything: zero times NaN is NaN, so weights of zero are not enough.
         cached.view(-1, dim).index_fill_(0, step.beyond, 0)
-        keys, values = cached.unbind(2)
+        # Scores, softmax and mixture in single precision at least: rounding them to bfloat16 as well cost a fifth
+        # of all error against float32 on 8B shapes.
+        precise = torch.promote_types(cached.dtype, torch.float32)
+        keys, values = cached.to(precise).unbind(2)
         kv_heads, length = keys.shape[1], keys.shape[2]
-        grouped = queries.view(count, -1, kv_heads, heads // kv_heads, dim).transpose(1, 2)
+        grouped = queries.to(precise).view(count, -1, kv_heads, heads // kv_heads, dim).transpose(1, 2)
         folded = grouped.reshape(count, kv_heads, -1, dim)
         scores = (folded * dim**-0.5) @ keys.transpose(-1, -2)
         scores.view(*grouped.shape[:-1], length).add_(step.bias)
-        precise = torch.promote_types(scores.dtype, torch.float32)
-        mixed = torch.matmul(scores.softmax(-1, dtype=precise).to(values.dtype), values)
-        return mixed.view(grouped.shape).transpose(1, 2).reshape(-1, heads, dim)
+        mixed = scores.softmax(-1) @ values
+        return mixed.view(grouped.shape).transpose(1, 2).reshape(-1, heads, dim).to(cached.dtype)
