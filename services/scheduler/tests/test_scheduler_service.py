@@ -7,6 +7,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
+import redis
 from prometheus_client import generate_latest
 from redis_server import RedisServer
 from scheduler_rig import LEASE_MS, Cluster, Stream
@@ -177,3 +178,36 @@ async def test_a_stream_must_begin_with_its_greeting(cluster, method):
     cluster.streams.append(stream)
     await stream.send(pong=rs.Pong())
     assert await stream.ended() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_a_redis_that_answers_with_errors_neither_ends_the_reign_nor_the_election(cluster, redis_server):
+    leader = await cluster.scheduler()
+    standby = await cluster.scheduler(leads=False)
+    client = redis.Redis(port=redis_server.port)
+    client.config_set("maxmemory", 1)
+    try:
+        await asyncio.sleep(2 * LEASE_MS / 1_000)
+        assert leader.leadership.election.leading
+    finally:
+        client.config_set("maxmemory", 0)
+    key = f"{leader._redis.prefix}leader"
+    await cluster.until(lambda: client.pttl(key) > LEASE_MS / 2, 5)  # it renews again
+    await cluster.kill(leader)
+    await cluster.until(lambda: standby._core.cell is not None, 10)
+    client.close()
+
+
+async def test_a_record_that_cannot_be_read_does_not_keep_a_leader_from_leading(cluster, redis_server):
+    first = await cluster.scheduler()
+    worker = cluster.worker(first)
+    await worker.register()
+    prefix = first._redis.prefix
+    client = redis.Redis(port=redis_server.port)
+    await cluster.until(lambda: client.hlen(f"{prefix}workers") == 1, 5)
+    later = 10**13
+    client.hset(f"{prefix}workers", mapping={"other": f'{later} {{"v": 2}}', "old": "1 {}", "broken": "x"})
+    await cluster.stop(first)
+    second = await cluster.scheduler()
+    assert second._core.cell.fleet.awaited == {"w1"}
+    assert set(client.hkeys(f"{prefix}workers")) == {b"w1", b"other"}, "what has lapsed is cleared away"
+    client.close()

@@ -273,3 +273,44 @@ def test_another_tenant_who_names_the_id_gets_nothing_of_the_request(stage):
     assert len(worker.all("run")) == 1
     owner.submit("q", tenant="owner", resume=True)
     assert owner.last("placed").attempt == worker.last("run").attempt
+
+
+class TestOwners:
+    """A client that resumes on another router takes its request with it; the first router may not know yet."""
+
+    def test_an_older_owners_cancel_and_done_do_not_count(self, stage):
+        worker, old, new = stage.worker(), stage.router("r1"), stage.router("r2")
+        old.submit("q", owner_gen=11)
+        new.submit("q", resume=True, owner_gen=22)
+        old.cancel("q", owner_gen=11)
+        old.done("q", owner_gen=11)
+        assert not worker.all("cancel") and not new.all("refused")
+        new.cancel("q", owner_gen=22)
+        assert [cancel.request_id for cancel in worker.all("cancel")] == ["q"]
+
+    def test_a_cancel_that_overtakes_the_new_owners_submit_does_not_end_it(self, stage):
+        worker, old, new = stage.worker(), stage.router("r1"), stage.router("r2")
+        for known in (True, False):
+            name = f"q{known}"
+            if known:
+                old.submit(name, owner_gen=11)
+            old.cancel(name, owner_gen=11)
+            new.submit(name, resume=True, owner_gen=22)
+            assert new.last("placed").request_id == name and worker.last("run").request_id == name
+        assert not new.all("refused")
+
+    def test_a_router_that_took_a_request_to_end_it_is_obeyed(self, stage):
+        worker, old, ender = stage.worker(), stage.router("r1"), stage.router("r2")
+        old.submit("q", owner_gen=11)
+        ender.cancel("q")
+        assert worker.all("cancel")
+        old.submit("q", resume=True, owner_gen=11)
+        assert old.last("refused").request_id == "q"
+
+    def test_a_request_resumed_after_its_end_hears_of_a_loss_again(self, stage):
+        worker, old, new = stage.worker(), stage.router("r1"), stage.router("r2")
+        old.submit("q", owner_gen=11)
+        old.done("q", owner_gen=11)
+        new.submit("q", resume=True, owner_gen=22, last_attempt=worker.last("run").attempt)
+        worker.update("lost", worker.last("run"))
+        assert new.last("lost").request_id == "q"

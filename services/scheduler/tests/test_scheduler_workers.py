@@ -133,3 +133,23 @@ def test_the_cluster_shows_workers_requests_tiers_and_routers(stage):
     (tier,) = cluster.tiers
     assert (tier.submitted, tier.placed, tier.finished, tier.output_tokens) == (3, 2, 1, 12)
     assert cluster.workers[0].address == "w1:1" and cluster.fence.epoch == 7
+
+
+class TestLives:
+    def test_a_life_that_was_replaced_while_it_was_silent_is_never_let_in_again(self, make_stage):
+        stage = make_stage()
+        first = stage.worker("w1", incarnation=1)
+        stage.tick(20_000)
+        assert not list(stage.core.cell.fleet), "long gone"
+        second = stage.worker("w1", incarnation=2)
+        again = stage.worker("w1", incarnation=1, snapshot=False)
+        assert again.last("rejected").reason == ws.Rejected.REASON_INCARNATION and again.last("rejected").permanent
+        assert [worker.key for worker in stage.core.cell.fleet] == [WorkerKey("w1", 2)]
+        assert not second.all("rejected") and first is not again
+
+    def test_a_life_that_the_leader_before_knew_is_replaced_by_a_later_one(self, make_stage):
+        stage = make_stage(known=[WorkerKey("w1", 1)])
+        stage.worker("w1", incarnation=2)
+        again = stage.worker("w1", incarnation=1, snapshot=False)
+        assert again.last("rejected").reason == ws.Rejected.REASON_INCARNATION
+        assert stage.core.cell.fleet.retirements == 1

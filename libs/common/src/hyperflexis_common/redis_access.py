@@ -7,6 +7,7 @@ a lost reply to a write is only safe to repeat where the write is idempotent, an
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -21,8 +22,14 @@ from hyperflexis_common.config import RedisSettings
 Result = TypeVar("Result")
 
 
+CONNECTIONS = 32
+"""Calls under way at once; more wait for a place."""
+UNABLE = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|UNBLOCKED)\b")
+"""Error replies of a Redis that cannot serve: full, a replica now, its disk gone, starting, failing over."""
+
+
 class RedisAway(Exception):
-    """Redis did not answer, or is being left alone for a moment after it did not."""
+    """Redis did not answer, cannot serve, or is being left alone for a moment after that."""
 
 
 class RedisAccess:
@@ -35,12 +42,13 @@ class RedisAccess:
         self._cooldown_us = cooldown_us
         self._retry_at_us = 0
         self._timeout_s = timeout_s
+        self._places = asyncio.Semaphore(CONNECTIONS)
         self.client = redis.from_url(
             settings.url,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
-            max_connections=32,
+            max_connections=CONNECTIONS,
         )
 
     @property
@@ -48,19 +56,35 @@ class RedisAccess:
         """The breaker is open."""
         return self._clock.now_us() < self._retry_at_us
 
-    async def call(self, operation: Callable[[redis.Redis], Awaitable[Result]]) -> Result:
-        """Runs one operation. Raises RedisAway on any connection trouble or time-out.
+    async def call(self, operation: Callable[[redis.Redis], Awaitable[Result]], limit_s: float | None = None) -> Result:
+        """Runs one operation, which uses one connection at a time. `limit_s`: where it is known to be a large one.
 
-        A RedisError that Redis itself answered (a wrong script, wrong type) passes through: it is a bug.
+        Raises RedisAway on connection trouble, on a time-out, and where Redis answers that it cannot serve. Any other
+        error reply (a wrong script, wrong type) passes through: it is a bug.
         """
         if self.away:
             raise RedisAway("Redis failed a moment ago")
         try:
             async with asyncio.timeout(self._timeout_s * 2):
+                await self._places.acquire()
+        except TimeoutError as error:
+            # A crowd of our own says nothing about Redis: the breaker stays closed.
+            raise RedisAway(f"{CONNECTIONS} calls are under way already") from error
+        try:
+            async with asyncio.timeout(limit_s or self._timeout_s * 2):
                 return await operation(self.client)
         except (redis.ConnectionError, redis.TimeoutError, TimeoutError, OSError) as error:
-            self._retry_at_us = self._clock.now_us() + self._cooldown_us
-            raise RedisAway(type(error).__name__) from error
+            raise self._open(type(error).__name__) from error
+        except RedisError as error:
+            if not UNABLE.search(str(error)):
+                raise
+            raise self._open(str(error)[:80]) from error
+        finally:
+            self._places.release()
+
+    def _open(self, reason: str) -> RedisAway:
+        self._retry_at_us = self._clock.now_us() + self._cooldown_us
+        return RedisAway(reason)
 
     async def close(self) -> None:
         await self.client.aclose()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import TypeVar
 
 import grpc.aio
 import structlog
@@ -32,7 +33,9 @@ from hyperflexis_scheduler.leader_lease import LeaderLease, WorkerRecord
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
-RECORDS_S = 1.0
+RECORDS_EVERY = 20
+"""Ticks between two renewals of the workers' records."""
+Answer = TypeVar("Answer")
 
 
 class Leadership:
@@ -133,44 +136,31 @@ class Leadership:
             log.error("election task failed", exc_info=task.exception())
 
     async def _observe(self, ticket: int) -> None:
-        try:
-            lease, counter = await self._lease.observe()
-        except RedisAway:
-            self._perform(self.election.observed(ticket, False, None, 0, self._clock.now_us()))
-        else:
-            self._perform(self.election.observed(ticket, True, lease, counter, self._clock.now_us()))
+        lease, counter = await _answer(self._lease.observe(), "observe") or (None, None)
+        reachable = counter is not None
+        self._perform(self.election.observed(ticket, reachable, lease, counter or 0, self._clock.now_us()))
 
     async def _acquire(self, ticket: int, floor: int) -> None:
-        try:
-            epoch, holder = await self._lease.acquire(self.address, floor)
-        except RedisAway:
-            epoch, holder = 0, None
+        epoch, holder = await _answer(self._lease.acquire(self.address, floor), "acquire") or (0, None)
         self._perform(self.election.acquired(ticket, epoch, holder, self._clock.now_us()))
 
     async def _renew(self, ticket: int, epoch: int) -> None:
-        try:
-            held, holder = await self._lease.renew(self.address, epoch)
-        except RedisAway:
-            self._perform(self.election.renewed(ticket, False, False, None, self._clock.now_us()))
-        else:
-            self._perform(self.election.renewed(ticket, True, held, holder, self._clock.now_us()))
+        answer = await _answer(self._lease.renew(self.address, epoch), "renew")
+        held, holder = answer or (False, None)
+        self._perform(self.election.renewed(ticket, answer is not None, held, holder, self._clock.now_us()))
 
     async def _probe(self, ticket: int, address: str) -> None:
-        leads = False
-        try:
-            async with open_channel(address) as channel:
-                stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
-                request = scheduler_service_pb2.GetLeaderRequest()
-                leads = (await stub.GetLeader(request, timeout=self._probe_timeout_s)).is_leader
-        except grpc.aio.AioRpcError:
-            pass
+        leads = await _answer(self._asks_leader(address), "probe") or False
         self._perform(self.election.probed(ticket, leads, self._clock.now_us()))
 
+    async def _asks_leader(self, address: str) -> bool:
+        async with open_channel(address) as channel:
+            stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
+            request = scheduler_service_pb2.GetLeaderRequest()
+            return bool((await stub.GetLeader(request, timeout=self._probe_timeout_s)).is_leader)
+
     async def _begin(self, fence: identity_pb2.Fence) -> None:
-        try:
-            records: list[WorkerRecord] | None = await self._lease.read_workers()
-        except RedisAway:
-            records = None
+        records = await _answer(self._lease.read_workers(), "read workers")
         if self.election.epoch != fence.epoch:
             return
         known = [record.key for record in records] if records is not None else None
@@ -181,23 +171,35 @@ class Leadership:
         self._desk.perform(self._desk.core.begin(fence, known, now_us, retired))
 
     async def _release(self, epoch: int) -> None:
-        try:
-            await self._lease.release(epoch)
-        except RedisAway:
-            log.info("lease not released: redis is away", epoch=epoch)
+        if await _answer(self._lease.release(epoch), "release") is None:
+            log.info("lease not released; it will lapse", epoch=epoch)
 
     async def _write_records(self) -> None:
         """In the background: decisions never wait for Redis."""
+        retired = 0
         while True:
-            await asyncio.sleep(RECORDS_S)
-            if not self.may_act:
+            # A life that is over is written down at once: the next leader must not let it in again.
+            for _ in range(RECORDS_EVERY):
+                await asyncio.sleep(TICK_S)
+                cell = self._desk.core.cell
+                if cell is not None and cell.fleet.retirements != retired:
+                    break
+            if not self.may_act or self._desk.core.cell is None:
                 continue
-            try:
-                await self._lease.write_workers(worker_records(self._desk))
-            except RedisAway:
-                log.debug("worker records not written: redis is away")
-            except Exception:
-                log.exception("worker records not written")
+            retirements = self._desk.core.cell.fleet.retirements
+            if await _answer(self._lease.write_workers(worker_records(self._desk)), "write workers") is not None:
+                retired = retirements
+
+
+async def _answer(question: Awaitable[Answer], name: str) -> Answer | None:
+    """None where there is no answer, whatever the reason: an election that waits for one would wait for ever."""
+    try:
+        return await question
+    except (RedisAway, grpc.aio.AioRpcError) as error:
+        log.debug("no answer", question=name, error=type(error).__name__)
+    except Exception:
+        log.exception("no answer", question=name)
+    return None
 
 
 def worker_records(desk: Desk) -> list[WorkerRecord]:

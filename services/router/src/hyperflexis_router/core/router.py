@@ -31,7 +31,7 @@ class RouterCore:
         self._session = SchedulerSession(self._timing)
         self._requests: dict[str, Request] = {}
         self._feeds: dict[WorkerKey, Feed] = {}
-        self._unconfirmed: dict[str, list[Feed]] = {}
+        self._unconfirmed: dict[str, tuple[int, list[Feed]]] = {}
 
     @property
     def highest_fence(self) -> identity_pb2.Fence:
@@ -87,15 +87,15 @@ class RouterCore:
     def cancel_elsewhere(self, request_id: str, now_us: int) -> list[Effect]:
         """Cancels a request that another router submitted and this one has just taken over."""
         out: list[Effect] = []
-        self._send_cancel(request_id, out)
+        self._send_cancel(request_id, 0, out)
         return out
 
     def closed(self, request_id: str, now_us: int) -> list[Effect]:
         """With `confirm_close`: the record of a finished request is written, its worker may forget it."""
         out: list[Effect] = []
-        feeds = self._unconfirmed.pop(request_id, None)
-        if feeds is not None:
-            self._close(request_id, feeds, out)
+        unconfirmed = self._unconfirmed.pop(request_id, None)
+        if unconfirmed is not None:
+            self._close(request_id, *unconfirmed, out)
         return out
 
     # --- the scheduler's side ---
@@ -273,18 +273,18 @@ class RouterCore:
         if request.may_run_on:
             for feed in feeds:
                 feed.send_closed(request.request_id, out)
-            self._send_cancel(request.request_id, out)
+            self._send_cancel(request.request_id, request.new.owner_gen, out)
         elif self._timing.confirm_close:
-            self._unconfirmed[request.request_id] = feeds
+            self._unconfirmed[request.request_id] = (request.new.owner_gen, feeds)
         else:
-            self._close(request.request_id, feeds, out)
+            self._close(request.request_id, request.new.owner_gen, feeds, out)
 
-    def _send_cancel(self, request_id: str, out: list[Effect]) -> None:
-        cancel = router_session_pb2.CancelRequestCommand(request_id=request_id)
+    def _send_cancel(self, request_id: str, owner_gen: int, out: list[Effect]) -> None:
+        cancel = router_session_pb2.CancelRequestCommand(request_id=request_id, owner_gen=owner_gen)
         self._session.send_end(router_session_pb2.RouterSessionRequest(cancel=cancel), out)
 
-    def _close(self, request_id: str, feeds: list[Feed], out: list[Effect]) -> None:
+    def _close(self, request_id: str, owner_gen: int, feeds: list[Feed], out: list[Effect]) -> None:
         for feed in feeds:
             feed.send_closed(request_id, out)
-        done = router_session_pb2.RequestsDone(request_ids=[request_id])
+        done = router_session_pb2.RequestsDone(request_ids=[request_id], owner_gens=[owner_gen])
         self._session.send_end(router_session_pb2.RouterSessionRequest(done=done), out)

@@ -40,6 +40,12 @@ class Book:
             self._retain(state.request_id, now_us)
             self._trim()
 
+    def forget(self, state: RequestState) -> None:
+        """An ended request, at once."""
+        assert not state.phase.active
+        self._retained.pop(state.request_id, None)
+        del self._requests[state.request_id]
+
     def expire(self, now_us: int) -> None:
         for request_id in self._expired(now_us):
             del self._retained[request_id]

@@ -39,10 +39,17 @@ class Fleet:
         self.by_id: dict[str, WorkerState] = {}
         self.by_session: dict[int, WorkerState] = {}
         self.pools: dict[str, Pool] = {}
+        known = list(known)
         self.awaited: set[str] = {key.worker_id for key in known}
         """Workers that the leader before knew and whose Snapshot has not come."""
         self._retired: dict[WorkerKey, None] = dict.fromkeys(retired)
         self._retired_limit = retired_limit
+        self._lives: dict[str, int] = {}
+        """The newest incarnation of each id, kept after the worker has gone: a later one ends its time."""
+        self.retirements = 0
+        """Rises with each life whose time is over."""
+        for key in known:
+            self._lives[key.worker_id] = key.incarnation
         self.changed: dict[str, None] = {}
         """Worker ids whose entry routers have not been told of."""
         self.removed: list[WorkerKey] = []
@@ -70,6 +77,7 @@ class Fleet:
         return other is not None and other.fingerprint != fingerprint
 
     def add(self, worker: WorkerState) -> None:
+        self._begins(worker.key)
         self.by_id[worker.key.worker_id] = worker
         self.pools.setdefault(worker.model, Pool()).workers[worker.key] = worker
         self.pools[worker.model].resize()
@@ -81,9 +89,7 @@ class Fleet:
         if worker.session is not None:
             self.by_session.pop(worker.session, None)
         if retire:
-            self._retired[worker.key] = None
-            if len(self._retired) > self._retired_limit:
-                del self._retired[next(iter(self._retired))]
+            self._retire(worker.key)
         self.refresh(worker)
         pool = self.pools[worker.model]
         del pool.workers[worker.key]
@@ -94,6 +100,21 @@ class Fleet:
         self.changed.pop(worker.key.worker_id, None)
         self.removed.append(worker.key)
         self.version += 1
+
+    def _begins(self, key: WorkerKey) -> None:
+        """A new life of an id; the older one, gone long ago or only silent, is over for good."""
+        older = self._lives.pop(key.worker_id, key.incarnation)
+        self._lives[key.worker_id] = key.incarnation
+        if len(self._lives) > self._retired_limit:
+            del self._lives[next(iter(self._lives))]
+        if older != key.incarnation:
+            self._retire(WorkerKey(key.worker_id, older))
+
+    def _retire(self, key: WorkerKey) -> None:
+        self.retirements += key not in self._retired
+        self._retired[key] = None
+        if len(self._retired) > self._retired_limit:
+            del self._retired[next(iter(self._retired))]
 
     def refresh(self, worker: WorkerState) -> bool:
         """Call after anything that may change whether the worker accepts work; True if it now does anew."""

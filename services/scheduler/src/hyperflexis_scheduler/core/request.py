@@ -105,6 +105,8 @@ class RequestState:
     best_effort: bool = False
     downgraded_from: tuple[str, ...] = ()
     refusal: router_session_pb2.Refused | None = None
+    owner_gen: int = 0
+    """Of its newest Submit: who owns it. Another owner's Cancel and Done no longer count."""
     done: bool = False
     """Its router has closed its record."""
     notes: deque[Note] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
@@ -115,6 +117,8 @@ class RequestState:
             self.arrived_us = now_us - submit.age_us - delay_us
         self.known = True
         self.router = router
+        self.owner_gen = submit.owner_gen
+        self.done = False
         self.model = submit.model
         self.tenant = submit.tenant
         if not self.downgraded_from:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis_scheduler.core.cell import Cell
@@ -31,6 +29,9 @@ class Submissions:
             )
             self._cell.to_router(router.key, refused=refused)
             return
+        if state is not None and self._cancelled_by_an_older_owner(state, submit):
+            self._cell.book.forget(state)
+            state = None
         if state is not None and state.phase in (Phase.REFUSED, Phase.CANCELLED):
             state.router = router.key
             self._refuse_again(state)
@@ -52,11 +53,13 @@ class Submissions:
         else:
             self._placement.send_queued(state, now_us)
 
-    def cancel(self, router: RouterState, request_id: str, now_us: int) -> None:
+    def cancel(self, command: router_session_pb2.CancelRequestCommand, now_us: int) -> None:
         """Also remembered for an unknown id: a Submit that comes after its Cancel must not run."""
+        request_id = command.request_id
         state = self._cell.book.get(request_id) or self._cell.book.add(request_id, now_us)
-        if state.phase in (Phase.CANCELLED, Phase.REFUSED):
+        if state.phase in (Phase.CANCELLED, Phase.REFUSED) or not self._owns(state, command.owner_gen):
             return
+        state.owner_gen = state.owner_gen or command.owner_gen
         if state.phase is Phase.PLACED:
             self._grants.cancel_attempt(state, "cancelled by its client")
         self._grants.end(state, Phase.CANCELLED, "cancel", "client", now_us)
@@ -64,16 +67,27 @@ class Submissions:
             request_id=request_id, reason=router_session_pb2.REFUSAL_REASON_CANCELLED, message="cancelled"
         )
 
-    def done(self, request_ids: Iterable[str], now_us: int) -> None:
+    def done(self, message: router_session_pb2.RequestsDone, now_us: int) -> None:
         """Their routers need nothing more; what is left is kept for ExplainRequest only."""
-        for request_id in request_ids:
+        gens = message.owner_gens or [0] * len(message.request_ids)
+        for request_id, owner_gen in zip(message.request_ids, gens, strict=False):
             state = self._cell.book.get(request_id)
-            if state is None:
+            if state is None or not self._owns(state, owner_gen):
                 continue
             state.done = True
             # A placed one occupies its worker until the worker reports its end.
             if state.phase in (Phase.HELD, Phase.SETTLING, Phase.LOST):
                 self._grants.finish(state, "closed_by_router", now_us)
+
+    @staticmethod
+    def _owns(state: RequestState, owner_gen: int) -> bool:
+        """A router whose client has resumed elsewhere may not know it yet: its word must not end the request."""
+        return not owner_gen or not state.owner_gen or owner_gen == state.owner_gen
+
+    @staticmethod
+    def _cancelled_by_an_older_owner(state: RequestState, submit: router_session_pb2.Submit) -> bool:
+        """Its client had resumed elsewhere: the Submit of its present owner shows that the Cancel came too late."""
+        return state.phase is Phase.CANCELLED and state.owner_gen not in (0, submit.owner_gen) and submit.owner_gen > 0
 
     def settle(self, now_us: int) -> None:
         """Every known worker has sent its Snapshot or lapsed: what no Snapshot showed is placed anew."""

@@ -72,5 +72,5 @@ class ReferenceAttention:
         folded = grouped.reshape(count, kv_heads, -1, dim)
         scores = (folded * dim**-0.5) @ keys.transpose(-1, -2)
         scores.view(*grouped.shape[:-1], length).add_(step.bias)
-        mixed = scores.softmax(-1) @ values
+        mixed = torch.matmul(scores.softmax(-1), values)
         return mixed.view(grouped.shape).transpose(1, 2).reshape(-1, heads, dim).to(cached.dtype)
