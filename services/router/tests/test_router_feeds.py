@@ -15,6 +15,7 @@ from router_core_rig import (
     down,
     ended,
     finish,
+    lost,
     new_request,
     placed,
     resumed_request,
@@ -113,6 +114,17 @@ def test_a_malformed_step_raises_and_changes_nothing(running: RouterCore) -> Non
     with pytest.raises(ValueError, match="columns"):
         running.feed_message(A, bad, 0)
     assert committed(running.feed_message(A, step(0, 2, OUTPUT[2:3]), 0)) == OUTPUT[2:3]
+
+
+def test_a_bind_that_comes_after_its_attempt_was_given_up_binds_nothing(core: RouterCore) -> None:
+    core.submit(new_request(), 0)
+    core.scheduler_message(placed(1, A), 0)
+    core.scheduler_message(lost(1), 0)
+    core.feed_message(A, bind(3, 1), 0)
+    core.scheduler_message(placed(2, B), 0)
+    assert committed(core.feed_message(A, step(3, 0, OUTPUT[:1]), 0)) == []
+    feed = core._feeds[A]
+    assert feed.bound(3) is None and not feed.users
 
 
 def test_logprobs_stay_with_their_tokens(core: RouterCore) -> None:

@@ -12,7 +12,8 @@ import pytest
 from router_rig import MakeRouter, collect, eventually, generate, read_until, reference, status_of, tokens_of
 
 from hyperflexis.router.v1 import inference_service_pb2 as pb
-from hyperflexis_common.tokens import pack
+from hyperflexis_common.config import RedisSettings
+from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_router.app import key_hash
 from hyperflexis_router.config import ApiKeySettings
 
@@ -154,3 +155,52 @@ async def test_an_idempotent_retry_is_the_same_request(make_router: MakeRouter, 
         error = await status_of(router.stub.Generate(generate(idempotency_key="k", max_tokens=6)))
         assert error.code() == grpc.StatusCode.ALREADY_EXISTS
     assert len(cell.scheduler.placed) == 1
+
+
+async def test_there_and_back_within_a_second(make_router: MakeRouter, cell: Any) -> None:
+    """The first router has not heard yet that the second one took the request when its client comes back."""
+    one, two = await make_router(), await make_router()
+    cell.worker.pace_s = 0.02
+    call = one.stub.Generate(generate(max_tokens=80, detach_grace_ms=30_000))
+    events = await read_until(call, 5)
+    call.cancel()
+    request_id, have = events[0].accepted.request_id, tokens_of(events)
+    for router, more in ((two, 5), (one, 5), (two, 75)):
+        tail = pb.TokenIds(packed=pack(have))
+        resume = pb.ResumeRequest(request_id=request_id, next_index=len(have), tail=tail, detach_grace_ms=30_000)
+        call = router.stub.Resume(resume)
+        have += tokens_of(await (read_until(call, more) if more < 75 else collect(call)))
+        call.cancel()
+    assert have == reference(80)
+
+
+async def test_an_older_record_that_turns_up_does_not_end_a_request_begun_again(
+    make_router: MakeRouter, cell: Any, redis_server: Any
+) -> None:
+    """Redis is away but keeps its data; the first router dies with it; the client brings its request to a second."""
+    redis = RedisSettings(url=redis_server.url, timeout_ms=200)
+    one, two = await make_router(redis=redis), await make_router(redis=redis)
+    cell.worker.pace_s = 0.03
+    request = generate(max_tokens=120, detach_grace_ms=30_000)
+    call = one.stub.Generate(request)
+    events = await read_until(call, 5)
+    accepted, have = events[0].accepted, tokens_of(events)
+    await asyncio.sleep(0.3)
+    redis_server.pause()
+    one.app.board.freeze()
+    call.cancel()
+    request.sampling.seed, request.sampling.max_tokens = accepted.seed, accepted.max_tokens
+    resume = pb.ResumeRequest(
+        request_id=accepted.request_id,
+        next_index=len(have),
+        tail=pb.TokenIds(packed=pack(have)),
+        detach_grace_ms=30_000,
+        original=request,
+    )
+    call = two.stub.Resume(resume)
+    more = await read_until(call, 10)
+    redis_server.resume()
+    assert have + tokens_of(await collect(call, more)) == reference(120)
+    await eventually(lambda: two.app.board.find(accepted.request_id).closed)
+    record = await two.app.store.read(accepted.request_id)
+    assert record is not None and record.finished is not None and unpack(record.journal) == reference(120)

@@ -95,12 +95,16 @@ async def test_a_64_mib_prompt_is_refused_and_the_router_lives(make_router: Make
 async def test_refusals_come_as_finished(make_router: MakeRouter, cell: Any) -> None:
     router = await make_router()
     cell.scheduler.refuse = router_session_pb2.Refused(
-        reason=router_session_pb2.REFUSAL_REASON_SLO, message="predicted 900 ms", retry_after_us=1
+        reason=router_session_pb2.REFUSAL_REASON_SLO,
+        message="predicted 900 ms",
+        retry_after_us=1,
+        predicted_ttft_us=900_000,
     )
     events = await collect(router.stub.Generate(generate()))
     assert [event.WhichOneof("event") for event in events] == ["accepted", "finished"]
     assert events[-1].finished.reason == sampling_pb2.FINISH_REASON_REFUSED
     assert "predicted 900 ms" in events[-1].finished.message
+    assert (events[-1].finished.retry_after_us, events[-1].finished.predicted_ttft_us) == (1, 900_000)
 
 
 async def test_cancel_ends_at_once_and_is_idempotent(make_router: MakeRouter, cell: Any) -> None:

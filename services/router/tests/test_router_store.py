@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
 from collections.abc import AsyncIterator
 from typing import Any
@@ -88,10 +89,6 @@ async def test_journal_writes_are_fenced_and_repeatable(store: RequestStore) -> 
     assert await store.run([store.append("none", 1, 0, pack([0]), None)]) == [MISSING]
     record = await store.read("r")
     assert record is not None and record.journal == pack([7, 8, 9])
-    # From index 0 on a journal is replaced: nothing of a longer, contradicted one stays.
-    await store.run([store.append("r", 1, 0, pack([5]), None)])
-    record = await store.read("r")
-    assert record is not None and record.journal == pack([5])
 
 
 async def test_a_finished_request_keeps_its_result_and_loses_its_prompt(store: RequestStore) -> None:
@@ -129,7 +126,7 @@ async def test_two_routers_adopt_at_once_and_one_owns(desks: list[Desk]) -> None
         winner = next(answer for answer in answers if not isinstance(answer, BaseException))
         assert winner is not None
         touches = [
-            store.touch("r", gen, "running")
+            store.touch(request(owner_gen=gen), ORIGIN, "running")
             for store in [desks[0].store]
             for gen in (100 + 2 * round_, 101 + 2 * round_)
         ]
@@ -159,8 +156,64 @@ async def test_a_redis_that_restarts_empty_is_used_again(redis_server: Any) -> N
     await desk.store.record(request(), ORIGIN, 0)
     redis_server.kill()
     with pytest.raises(RedisAway):
-        await desk.store.run([desk.store.touch("r", 1, "running")])
+        await desk.store.run([desk.store.touch(request(), ORIGIN, "running")])
     redis_server.start()
-    assert await desk.store.run([desk.store.touch("r", 1, "running")]) == [MISSING]
+    assert await desk.store.run([desk.store.touch(request(), ORIGIN, "running")]) == [MISSING]
+    assert await desk.store.record(request(), ORIGIN, 0) is None
+    await desk.access.close()
+
+
+async def test_an_append_that_comes_again_late_takes_nothing_away(store: RequestStore) -> None:
+    await store.record(request(), ORIGIN, 0)
+    first = store.append("r", 1, 0, pack([1, 2]), None)
+    await store.run([first, store.append("r", 1, 2, pack([3, 4]), None), first])
+    record = await store.read("r")
+    assert record is not None and record.journal == pack([1, 2, 3, 4])
+
+
+async def test_the_clients_own_tokens_win_over_the_journal_on_adoption(store: RequestStore) -> None:
+    await store.record(request(), ORIGIN, 0)
+    await store.run([store.append("r", 1, 0, pack([1, 2, 3, 4]), None)])
+    agreed = await store.adopt("r", 1, 2, 1, pack([2, 3]))
+    assert agreed is not None and agreed.journal == pack([1, 2, 3, 4])
+    for _ in range(2):  # and again, where the reply was lost
+        contradicted = await store.adopt("r", 2, 3, 2, pack([9]))
+        assert contradicted is not None and contradicted.journal == pack([1, 2])
+
+
+async def test_a_downgrade_goes_along_to_the_next_owner(store: RequestStore) -> None:
+    await store.record(request(), ORIGIN, 0)
+    await store.run([store.downgrade("r", 1, slo_pb2.Slo(tier="slow", ttft_us=99))])
+    record = await store.adopt("r", 1, 2)
+    assert record is not None and record.slo.tier == "chat"
+    assert record.served_slo == slo_pb2.Slo(tier="slow", ttft_us=99)
+
+
+async def test_a_long_request_keeps_its_idempotency_key(desks: list[Desk]) -> None:
+    store, access = desks[0].store, desks[0].access
+    await store.record(request(), ORIGIN, 0)
+    await access.client.expire(f"{access.prefix}idem:t:key", 5)
+    await store.run([store.touch(request(), ORIGIN, "running")])
+    assert await access.client.ttl(f"{access.prefix}idem:t:key") > 60
+
+
+async def test_no_tenants_key_is_another_tenants(store: RequestStore) -> None:
+    for tenant, key in (("a:b", "c"), ("a", "b:c")):
+        new = dataclasses.replace(request(f"{tenant} {key}"), tenant=tenant)
+        assert await store.record(new, Origin(True, key, "d"), 0) is None
+
+
+async def test_a_crowd_of_calls_is_no_outage(desks: list[Desk]) -> None:
+    await desks[0].store.record(request(), ORIGIN, 0)
+    records = await asyncio.gather(*(desks[0].store.read("r") for _ in range(200)))
+    assert all(record is not None for record in records) and not desks[0].access.away
+
+
+async def test_a_redis_that_answers_with_errors_is_away(redis_server: Any) -> None:
+    desk = Desk(redis_server.url, "p:", "router")
+    await desk.access.client.config_set("maxmemory", 1)
+    with pytest.raises(RedisAway):
+        await desk.store.record(request(), ORIGIN, 0)
+    await desk.access.client.config_set("maxmemory", 0)
     assert await desk.store.record(request(), ORIGIN, 0) is None
     await desk.access.close()

@@ -83,7 +83,7 @@ def test_any_split_and_any_resume_index_give_the_same_text(
     whole.push(tokens)
     whole.finish()
     end = whole.tokens
-    reference = whole.between(0, end, last=True)
+    reference = whole.between(0, end) + whole.tail
 
     grown = OutputText(BYTES.decode, stops)
     edges = sorted({0, end, *(cut for cut in cuts if cut < end)})
@@ -92,14 +92,14 @@ def test_any_split_and_any_resume_index_give_the_same_text(
         grown.push(tokens[start:stop])
         parts.append(grown.between(start, stop))
     grown.finish()
-    assert "".join(parts) + grown.between(end, end, last=True) == reference
+    assert "".join(parts) + grown.tail == reference
     for resume in edges:
         again = OutputText(BYTES.decode, stops)
         again.push(tokens[:resume])
         assert "".join(parts[: edges.index(resume)]) == again.between(0, resume)
         again.push(tokens[resume:])
         again.finish()
-        assert again.between(0, resume) + again.between(resume, end, last=True) == reference
+        assert again.between(0, resume) + again.between(resume, end) + again.tail == reference
 
 
 @given(byte_tokens, st.lists(st.text(st.sampled_from("he wé€ab"), min_size=1, max_size=4), min_size=1, max_size=3))
@@ -108,7 +108,7 @@ def test_text_ends_before_the_first_stop_string(tokens: list[int], stops: list[s
     text = OutputText(BYTES.decode, stops)
     text.push(tokens)
     text.finish()
-    shown = text.between(0, text.tokens, last=True)
+    shown = text.between(0, text.tokens) + text.tail
     whole = BYTES.decode(tokens[: text.tokens])
     assert whole.startswith(shown)
     assert not any(stop in shown for stop in stops)
@@ -137,4 +137,4 @@ def test_endless_undecodable_output_costs_little_a_token() -> None:
 def test_no_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     text = OutputText(tokenizer.decode)
     text.finish()
-    assert text.between(0, 0, last=True) == ""
+    assert text.tail == ""

@@ -62,11 +62,11 @@ class AsyncGeneration(GenerationView):
             call = self._link.open(self._conversation.next_call(), turn, left_s)
             try:
                 while (message := await next_message(call)) is not None:
-                    event = self._conversation.take(message.event)
+                    events = self._conversation.events(message.event)
                     recovery.connected()
-                    if isinstance(event, Delta):
-                        recovery.progressed()
-                    if event is not None:
+                    for event in events:
+                        if isinstance(event, Delta):
+                            recovery.progressed()
                         yield event
                 error: HyperFlexisError = Unavailable("the stream ended without Finished")
             except ProtocolError:

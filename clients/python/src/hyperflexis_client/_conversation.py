@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hyperflexis.router.v1 import inference_service_pb2 as wire
+from hyperflexis_client._details import Details
 from hyperflexis_client._errors import HyperFlexisError, InternalError, ProtocolError, Refused
 from hyperflexis_client._events import Accepted, Delta, Event, Finished, FinishReason, Notice, Result
 from hyperflexis_client._tokens import pack
@@ -83,6 +84,15 @@ class Conversation:
         self._carries_request = True
         return True
 
+    def events(self, event: wire.StreamEvent) -> list[Event]:
+        """What the caller sees of a message; the text that was held back to the end comes as a delta of its own."""
+        taken = self.take(event)
+        held_back = event.finished.text
+        if isinstance(taken, Finished) and held_back:
+            self._text.append(held_back)
+            return [Delta(self.next_index, (), held_back), taken]
+        return [] if taken is None else [taken]
+
     def take(self, event: wire.StreamEvent) -> Event | None:
         """The typed event, or None where a resumption only repeats Accepted. Raises ProtocolError."""
         match event.WhichOneof("event"):
@@ -149,7 +159,9 @@ class Conversation:
         if self.finished is None:
             raise HyperFlexisError("the generation has not finished")
         if self.finished.reason is FinishReason.REFUSED:
-            raise Refused(self.finished.message or "refused: the tier's promise could not be kept")
+            hint = self.finished.retry_after_us / 1e6 if self.finished.retry_after_us else None
+            message = self.finished.message or "refused: the tier's promise could not be kept"
+            raise Refused(message, details=Details(retry_after_s=hint))
         if self.finished.reason is FinishReason.ERROR:
             raise InternalError(self.finished.message or "the generation failed")
         return Result(self.request_id, self.text, self.token_ids, self.finished, tuple(self.notices))

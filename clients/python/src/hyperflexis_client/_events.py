@@ -155,6 +155,9 @@ class Finished:
     message: str
     stop: str
     attempts: int
+    retry_after_us: int = 0
+    """Where it was refused: when trying again may help; 0 = not known."""
+    predicted_ttft_us: int = 0
 
     @classmethod
     def of(cls, message: wire.Finished) -> Finished:
@@ -170,6 +173,8 @@ class Finished:
             message=message.message,
             stop=message.stop,
             attempts=message.attempts,
+            retry_after_us=message.retry_after_us,
+            predicted_ttft_us=message.predicted_ttft_us,
         )
 
 

@@ -73,11 +73,11 @@ class Generation(GenerationView):
             error: HyperFlexisError = Unavailable("the stream ended without Finished")
             try:
                 while (message := self._next_message()) is not None:
-                    event = self._conversation.take(message.event)
+                    events = self._conversation.events(message.event)
                     recovery.connected()
-                    if isinstance(event, Delta):
-                        recovery.progressed()
-                    if event is not None:
+                    for event in events:
+                        if isinstance(event, Delta):
+                            recovery.progressed()
                         yield event
             except ProtocolError:
                 raise

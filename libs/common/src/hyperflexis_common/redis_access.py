@@ -24,6 +24,8 @@ Result = TypeVar("Result")
 
 CONNECTIONS = 32
 """Calls under way at once; more wait for a place."""
+SLOWEST_BYTES_S = 10e6
+"""Slower than this is away."""
 UNABLE = re.compile(r"\b(OOM|READONLY|MISCONF|LOADING|BUSY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|UNBLOCKED)\b")
 """Error replies of a Redis that cannot serve: full, a replica now, its disk gone, starting, failing over."""
 
@@ -55,6 +57,10 @@ class RedisAccess:
     def away(self) -> bool:
         """The breaker is open."""
         return self._clock.now_us() < self._retry_at_us
+
+    def limit_s(self, size: int) -> float:
+        """For an operation that moves so many bytes: what a small one may take, and time for the bytes."""
+        return self._timeout_s * 2 + size / SLOWEST_BYTES_S
 
     async def call(self, operation: Callable[[redis.Redis], Awaitable[Result]], limit_s: float | None = None) -> Result:
         """Runs one operation, which uses one connection at a time. `limit_s`: where it is known to be a large one.

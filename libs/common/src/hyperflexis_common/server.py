@@ -20,6 +20,7 @@ from hyperflexis.common.v1 import info_service_pb2, info_service_pb2_grpc
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.channel import SERVER_OPTIONS, open_channel
 from hyperflexis_common.clock import Clock, SystemClock
+from hyperflexis_common.first_message import FirstMessage
 
 log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ class ServiceServer:
     def __init__(self, listen: str, info: Info, service_names: Sequence[str]) -> None:
         self.listen = listen
         self.port = 0
-        self.grpc = grpc.aio.server(options=SERVER_OPTIONS)
+        self.grpc = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[FirstMessage()])
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         info_service_pb2_grpc.add_InfoServiceServicer_to_server(info, self.grpc)

@@ -44,7 +44,7 @@ class LiveRequest:
         self.text = text
         self.measured = Measured(new.received_us, first_token_us)
         self.slo = new.slo
-        self.downgraded = False
+        self.downgraded = self.downgrade_recorded = False
         self.submitted = False
         self.attempts = 0
         self.client: Attached | None = None
@@ -54,6 +54,8 @@ class LiveRequest:
         self.released = False
         # The record: whether it exists, how many tokens its journal has, whether its end is written.
         self.recorded = False
+        self.begun_again = False
+        """From what its client held alone: an older record may turn up."""
         self.keyed = True
         self.journaled = 0
         self.closed = False
@@ -70,6 +72,12 @@ class LiveRequest:
         return len(self.packed) // TOKEN_BYTES
 
     @property
+    def unwritten_bytes(self) -> int:
+        """What the next write of its record carries, about."""
+        prompt = 0 if self.recorded else len(self.new.prompt)
+        return prompt + len(self.packed) - self.journaled * TOKEN_BYTES + 1_000
+
+    @property
     def available(self) -> int:
         """Output tokens that clients may have: up to the one that completed a stop string."""
         return self.text.tokens if self.text is not None else self.committed_tokens
@@ -77,6 +85,10 @@ class LiveRequest:
     @property
     def stopped(self) -> str | None:
         return self.text.stopped if self.text is not None else None
+
+    @property
+    def _tail(self) -> str:
+        return self.text.tail if self.text is not None and self.origin.return_text else ""
 
     @property
     def state(self) -> str:
@@ -138,6 +150,9 @@ class LiveRequest:
             message=ended.message,
             stop=stop,
             attempts=ended.attempts,
+            text=self._tail,
+            retry_after_us=ended.retry_after_us,
+            predicted_ttft_us=ended.predicted_ttft_us,
         )
         self.finished_at_us = now_us
         self.wake()
@@ -147,6 +162,7 @@ class LiveRequest:
         if self.text is not None:
             self.text.finish()
         self.finished = finished
+        self.finished.text = self._tail
         self.submitted = self.closed = True
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from hyperflexis_common.tokens import TOKEN_BYTES
 from hyperflexis_router.faults import Faults
 from hyperflexis_router.live import LiveRequest
 from hyperflexis_router.metrics import JOURNAL_LAG
-from hyperflexis_router.store import MISSING, OTHER_OWNER, Command, RequestStore
+from hyperflexis_router.store import MISSING, OTHER_OWNER, Command, OwnershipLost, RequestStore
 from hyperflexis_router.switchboard import Switchboard
 
 log = structlog.get_logger(__name__)
@@ -21,7 +21,8 @@ log = structlog.get_logger(__name__)
 FLUSH_S = 0.05
 TOUCH_S = 1.0
 BATCH = 256
-"""Requests in one pipeline."""
+BATCH_BYTES = 2**20
+"""Requests, and about so many bytes, in one pipeline: one that Redis cannot take in time would never end."""
 PENDING_LIMIT = 16_384
 """Ended requests whose record waits for Redis; beyond it the oldest stay as Redis has them."""
 
@@ -34,13 +35,19 @@ class Recorder:
         self._board = board
         self._faults = faults
         self._dirty: dict[str, LiveRequest] = {}
+        """Running requests: as many as the router admits."""
+        self._ended: dict[str, LiveRequest] = {}
 
     def dirty(self, live: LiveRequest) -> None:
         """Something of it is to be written at the next flush."""
-        self._dirty[live.request_id] = live
-        if len(self._dirty) > PENDING_LIMIT:
-            oldest = next(iter(self._dirty))
-            self._close(self._dirty.pop(oldest))
+        if live.finished is None:
+            self._dirty[live.request_id] = live
+            return
+        self._dirty.pop(live.request_id, None)
+        self._ended[live.request_id] = live
+        if len(self._ended) > PENDING_LIMIT:
+            oldest = next(iter(self._ended))
+            self._close(self._ended.pop(oldest))
 
     def not_durable(self, live: LiveRequest) -> None:
         """Redis did not take it: its client is told, and it is written when Redis is back."""
@@ -66,12 +73,14 @@ class Recorder:
 
     async def flush(self) -> None:
         """Writes everything that is dirty now; what Redis does not take stays dirty."""
-        waiting = list(self._dirty.values())
+        waiting = [*self._dirty.values(), *self._ended.values()]
         JOURNAL_LAG.set(sum(max(0, live.committed_tokens - live.journaled) for live in waiting))
-        for start in range(0, len(waiting), BATCH):
-            batch = waiting[start : start + BATCH]
+        start = 0
+        while start < len(waiting):
+            batch = _batch(waiting, start)
             for live in batch:
                 self._dirty.pop(live.request_id, None)
+                self._ended.pop(live.request_id, None)
             try:
                 await self._write(batch)
             except RedisAway:
@@ -81,13 +90,14 @@ class Recorder:
                 log.exception("Redis refused a journal write")
                 self._wait_for_redis(waiting[start:])
                 return
+            start += len(batch)
 
     async def touch(self) -> None:
         """Renews the leases, and hears of requests that other routers have taken."""
         held = [live for live in self._board.live() if live.recorded]
         for start in range(0, len(held), BATCH):
             batch = held[start : start + BATCH]
-            commands = [self._store.touch(live.request_id, live.new.owner_gen, live.state) for live in batch]
+            commands = [self._store.touch(live.new, live.origin, live.state) for live in batch]
             try:
                 answers = await self._store.run(commands)
             except (RedisAway, RedisError):
@@ -119,6 +129,9 @@ class Recorder:
                 age_us = self._board.clock.now_us() - live.new.received_us
                 commands.append(self._store.create(live.new, live.origin, age_us, with_key=live.keyed))
                 writes.append((live, "create", 0))
+            if live.downgraded and not live.downgrade_recorded:
+                commands.append(self._store.downgrade(request_id, gen, live.slo))
+                writes.append((live, "downgrade", 0))
             if tokens > live.journaled:
                 packed = bytes(live.packed[live.journaled * TOKEN_BYTES :])
                 commands.append(self._store.append(request_id, gen, live.journaled, packed, live.measured.first_us))
@@ -128,15 +141,25 @@ class Recorder:
                 writes.append((live, "finish", 0))
         if not commands:
             return
+        contested: list[LiveRequest] = []
         for (live, kind, tokens), answer in zip(writes, await self._store.run(commands), strict=True):
             if kind == "create":
-                self._created(live, answer)
+                if answer[0] == b"lost" and live.begun_again:
+                    contested.append(live)
+                else:
+                    self._created(live, answer)
+            elif live in contested:
+                continue  # the answer is about the record of an older owner
             elif self._heed(live, answer):
-                if kind == "append":
+                if kind == "downgrade":
+                    live.downgrade_recorded = True
+                elif kind == "append":
                     live.journaled = tokens
                     self._faults.passed("journaled")
                 else:
                     self._close(live)
+        for live in contested:
+            await self._reclaim(live)
 
     def _created(self, live: LiveRequest, answer: list[bytes]) -> None:
         if answer[0] == b"lost":
@@ -147,6 +170,24 @@ class Recorder:
             self.dirty(live)
         else:
             live.recorded = True
+
+    async def _reclaim(self, live: LiveRequest) -> None:
+        """Its client brought the request here while Redis was away, and Redis is back with its older owner's record."""
+        self.dirty(live)
+        record = await self._store.read(live.request_id)
+        if record is None:
+            return
+        try:
+            adopted = await self._store.adopt(
+                live.request_id, record.owner_gen, live.new.owner_gen, 0, bytes(live.packed)
+            )
+        except OwnershipLost:
+            adopted = record
+        if adopted is not None and adopted.owner_gen == live.new.owner_gen:
+            live.recorded, live.journaled = True, 0
+        elif adopted is not None:
+            log.info("another router has taken the request", request_id=live.request_id)
+            self._board.release(live)
 
     def _heed(self, live: LiveRequest, answer: int) -> bool:
         """What a fenced write tells; False = it did not happen."""
@@ -171,3 +212,12 @@ class Recorder:
     def _close(self, live: LiveRequest) -> None:
         live.close()
         self._board.record_closed(live)
+
+
+def _batch(waiting: list[LiveRequest], start: int) -> list[LiveRequest]:
+    """The next ones to write: at least one."""
+    size, end = 0, start
+    while end < len(waiting) and end - start < BATCH and (size < BATCH_BYTES or end == start):
+        size += waiting[end].unwritten_bytes
+        end += 1
+    return waiting[start:end]

@@ -19,7 +19,7 @@ from hyperflexis_router.core.submission import NewRequest, ResumedRequest
 from hyperflexis_router.intake import RETRY_REDIS_US, Intake, new_owner_gen
 from hyperflexis_router.live import LiveRequest
 from hyperflexis_router.rejection import Rejected, not_found, retry_after
-from hyperflexis_router.store import OwnershipLost, Record
+from hyperflexis_router.store import OTHER_OWNER, OwnershipLost, Record
 from hyperflexis_router.switchboard import Switchboard
 
 REQUEST_ID = re.compile(r"[0-9a-f]{32}")
@@ -45,7 +45,7 @@ class Resumption:
 
         `original`: what the client asked for at first; it serves where no record can be had.
         """
-        live = self.board.find(request_id)
+        live = await self._here(request_id)
         if live is not None:
             if live.new.tenant != tenant:
                 raise not_found(request_id)
@@ -64,12 +64,24 @@ class Resumption:
             else:
                 self._check_tail(tail, record.model)
                 rebuild(record, next_index, tail)
-                record = await self.adopt(record)
+                record = await self.adopt(record, next_index - count(tail), tail)
                 live = await self._revive(record, next_index, tail, detach_grace_us)
             if live.finished is None:
                 kept[0] = True
                 self.board.add(live)
         return live
+
+    async def _here(self, request_id: str) -> LiveRequest | None:
+        """This router's own, unless another one has taken it: that is heard of once a second only, and this client
+        may just come from there."""
+        live = self.board.find(request_id)
+        if live is None or not live.recorded or live.finished is not None:
+            return live
+        with contextlib.suppress(RedisAway):
+            [answer] = await self.intake.store.run([self.intake.store.touch(live.new, live.origin, live.state)])
+            if answer == OTHER_OWNER:
+                self.board.release(live)
+        return self.board.find(request_id)
 
     async def read(self, request_id: str, tenant: str) -> Record:
         """A record of this tenant. Raises Rejected."""
@@ -112,10 +124,11 @@ class Resumption:
             message = f"tail: token id {highest} is outside the vocabulary of {spec.vocab_size}"
             raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
 
-    async def adopt(self, record: Record) -> Record:
-        """Makes this router the owner. Raises Rejected where another one was first."""
+    async def adopt(self, record: Record, index: int = 0, tokens: bytes = b"") -> Record:
+        """Makes this router the owner, and the client's tokens from `index` on the truth. Raises Rejected where another
+        router was first."""
         try:
-            adopted = await self.intake.store.adopt(record.request_id, record.owner_gen, new_owner_gen())
+            adopted = await self.intake.store.adopt(record.request_id, record.owner_gen, new_owner_gen(), index, tokens)
         except RedisAway as error:
             raise _away() from error
         except OwnershipLost as error:
@@ -143,10 +156,14 @@ class Resumption:
         fields = {f.name: getattr(checked.new, f.name) for f in dataclasses.fields(NewRequest)}
         new = ResumedRequest(**{**fields, "request_id": request_id}, committed=tail)
         text = self.intake.text(new, checked.origin.return_text)
-        return await asyncio.to_thread(LiveRequest, new, checked.origin, text)
+        # The key of the first Generate, if it had one, stays with the record of that.
+        origin = dataclasses.replace(checked.origin, idempotency_key="")
+        live = await asyncio.to_thread(LiveRequest, new, origin, text)
+        live.begun_again = True
+        return live
 
     async def _revive(self, record: Record, next_index: int, tail: bytes, detach_grace_us: int | None) -> LiveRequest:
-        committed, agrees = rebuild(record, next_index, tail)
+        committed = rebuild(record, next_index, tail)
         now_us = self.intake.clock.now_us()
         new = ResumedRequest(
             request_id=record.request_id,
@@ -166,18 +183,20 @@ class Resumption:
         live = await asyncio.to_thread(LiveRequest, new, record.origin, text, record.first_token_us)
         live.prompt_tokens = record.prompt_tokens
         live.recorded = True
-        # A journal that the client contradicts is written anew.
-        live.journaled = min(count(record.journal), count(committed)) if agrees else 0
+        live.journaled = count(record.journal)
+        if record.served_slo is not None:
+            live.downgraded = live.downgrade_recorded = True
+            live.slo = record.served_slo
         if record.finished is not None:
             live.restore(record.finished)
         return live
 
 
-def rebuild(record: Record, next_index: int, tail: bytes) -> tuple[bytes, bool]:
-    """(committed tokens, does the client agree with the journal). Raises Rejected.
+def rebuild(record: Record, next_index: int, tail: bytes) -> bytes:
+    """The committed tokens. Raises Rejected.
 
-    journal[: next_index - len(tail)] + tail, and, where the client agrees, what the journal has beyond: committed
-    tokens are never taken back.
+    journal[: next_index - len(tail)] + tail, and, where the client agrees with it, what the journal has beyond:
+    committed tokens are never taken back.
     """
     if len(tail) % TOKEN_BYTES:
         message = f"tail: must be packed 32-bit ids, a multiple of 4 bytes, not {len(tail)}"
@@ -189,11 +208,11 @@ def rebuild(record: Record, next_index: int, tail: bytes) -> tuple[bytes, bool]:
     _check_reach(count(record.journal), base if tail else next_index)
     known = record.journal[base * TOKEN_BYTES : next_index * TOKEN_BYTES]
     if tail[: len(known)] == known:
-        return record.journal[: base * TOKEN_BYTES] + tail + record.journal[next_index * TOKEN_BYTES :], True
+        return record.journal[: base * TOKEN_BYTES] + tail + record.journal[next_index * TOKEN_BYTES :]
     if record.finished is not None:
         message = f"tail: differs from the finished request's tokens before index {next_index}"
         raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
-    return record.journal[: base * TOKEN_BYTES] + tail, False
+    return record.journal[: base * TOKEN_BYTES] + tail
 
 
 def _check_reach(available: int, next_index: int) -> None:

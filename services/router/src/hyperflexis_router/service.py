@@ -124,7 +124,8 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
             await stream(live, attached, context, wrap, self._clock)
         finally:
             if not self._cut:
-                self._board.stream_lost(live, attached)
+                remaining = context.time_remaining()
+                self._board.stream_lost(live, attached, expired=remaining is not None and remaining <= 0)
 
     # --- calls ---
 

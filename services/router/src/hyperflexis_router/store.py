@@ -6,6 +6,7 @@ import importlib.resources
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from redis.exceptions import NoScriptError
 
@@ -15,7 +16,7 @@ from hyperflexis_common.redis_access import RedisAccess, RedisAway
 from hyperflexis_router.core.submission import NewRequest
 from hyperflexis_router.faults import Faults
 
-SCRIPTS = ("create", "append", "finish", "touch", "adopt")
+SCRIPTS = ("create", "append", "amend", "finish", "touch", "adopt")
 WRITTEN, OTHER_OWNER, MISSING = 1, 0, -1
 """What a fenced write answers."""
 
@@ -66,6 +67,8 @@ class Record:
     """queued, running, detached or finished."""
     age_us: int
     first_token_us: int | None
+    served_slo: slo_pb2.Slo | None
+    """What it was downgraded to, if it was."""
     finished: inference_service_pb2.Finished | None
     journal: bytes
 
@@ -129,8 +132,15 @@ class RequestStore:
             keys.append(self._idem(tenant, origin))
         return Command("finish", keys, [owner_gen, result.SerializeToString(), self._finished_ttl_s, request_id])
 
-    def touch(self, request_id: str, owner_gen: int, state: str) -> Command:
-        return Command("touch", self._keys(request_id), [owner_gen, self._lease_ms, self._live_ttl_s, state])
+    def downgrade(self, request_id: str, owner_gen: int, slo: slo_pb2.Slo) -> Command:
+        """Under which promise it runs now; what was promised at first stays beside it."""
+        return Command("amend", self._keys(request_id), [owner_gen, "served_slo", slo.SerializeToString()])
+
+    def touch(self, new: NewRequest, origin: Origin, state: str) -> Command:
+        keys = self._keys(new.request_id)
+        if origin.idempotency_key:
+            keys.append(self._idem(new.tenant, origin))
+        return Command("touch", keys, [new.owner_gen, self._lease_ms, self._live_ttl_s, state])
 
     def release(self, request_id: str, owner_gen: int) -> Command:
         """Gives the owner's lease back: whoever is asked to resume need not wait for it."""
@@ -139,6 +149,8 @@ class RequestStore:
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Runs commands in one round trip and returns their answers."""
 
+        size = sum(len(part) for command in commands for part in command.arguments if isinstance(part, bytes))
+
         async def once(client: Any) -> list[Any]:
             if not self._digests:
                 self._digests = {name: await client.script_load(source) for name, source in self._sources.items()}
@@ -146,13 +158,17 @@ class RequestStore:
             for command in commands:
                 pipeline.evalsha(self._digests[command.script], len(command.keys), *command.keys, *command.arguments)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, Exception) and not isinstance(answer, NoScriptError):
+                    raise answer
             return answers
 
-        answers = await self._access.call(once)
+        limit_s = self._access.limit_s(size)
+        answers = await self._access.call(once, limit_s)
         if any(isinstance(answer, NoScriptError) for answer in answers):
             # Redis has restarted. The scripts that did run may run again.
             self._digests = {}
-            answers = await self._access.call(once)
+            answers = await self._access.call(once, limit_s)
         if self._faults.take_reply():
             raise RedisAway("reply dropped by a fault")
         for answer in answers:
@@ -182,9 +198,14 @@ class RequestStore:
         fields, packed, (seconds, micros) = await self._access.call(once)
         return _record(request_id, fields, packed or b"", seconds * 1_000_000 + micros) if fields else None
 
-    async def adopt(self, request_id: str, expected_gen: int, new_gen: int) -> Record | None:
-        """Takes a request over. None = it is gone. Raises OwnershipLost where somebody else was first."""
-        arguments = [expected_gen, new_gen, self._router_id, self._lease_ms]
+    async def adopt(
+        self, request_id: str, expected_gen: int, new_gen: int, index: int = 0, tokens: bytes = b""
+    ) -> Record | None:
+        """Takes a request over. None = it is gone. Raises OwnershipLost where somebody else was first.
+
+        `tokens`: the client's own, from `index` on; a journal that differs from them is cut off there.
+        """
+        arguments = [expected_gen, new_gen, self._router_id, self._lease_ms, index, tokens]
         [answer] = await self.run([Command("adopt", self._keys(request_id), arguments)])
         if not answer:
             return None
@@ -194,7 +215,8 @@ class RequestStore:
         return _record(request_id, fields, answer[1], int(answer[0]))
 
     def _idem(self, tenant: str, origin: Origin) -> str:
-        return f"{self._access.prefix}idem:{tenant}:{origin.idempotency_key}"
+        # No tenant can be spelled so that another one's key comes out.
+        return f"{self._access.prefix}idem:{quote(tenant, safe='')}:{origin.idempotency_key}"
 
     def _keys(self, request_id: str) -> list[str]:
         return [f"{self._access.prefix}{kind}:{{{request_id}}}" for kind in ("req", "journal")]
@@ -224,6 +246,7 @@ def _record(request_id: str, fields: dict[bytes, bytes], journal: bytes, now_us:
         state=text("state"),
         age_us=max(0, now_us - number("created_us")),
         first_token_us=number("first_token_us") if b"first_token_us" in fields else None,
+        served_slo=slo_pb2.Slo.FromString(fields[b"served_slo"]) if b"served_slo" in fields else None,
         finished=inference_service_pb2.Finished.FromString(result) if result is not None else None,
         journal=journal,
     )

@@ -107,14 +107,15 @@ class Switchboard:
         elif live.finished is None:
             self._end(live, Ended(live.request_id, sampling_pb2.FINISH_REASON_CANCELLED))
 
-    def stream_lost(self, live: LiveRequest, attached: Attached) -> None:
-        """A client's stream is gone before its end: by its own will, its deadline or the network."""
+    def stream_lost(self, live: LiveRequest, attached: Attached, expired: bool = False) -> None:
+        """A client's stream is gone before its end: by its own will, the network, or its deadline (`expired`), after
+        which it wants nothing more."""
         if live.client is not attached:
             return
         live.client = None
         if live.finished is not None or live.released:
             return
-        if live.new.detach_grace_us > 0:
+        if live.new.detach_grace_us > 0 and not expired:
             live.detached_until_us = self.clock.now_us() + live.new.detach_grace_us
             self.submit(live)
         else:

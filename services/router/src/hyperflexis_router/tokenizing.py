@@ -34,7 +34,10 @@ class Tokenizing:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, model: str, text: str) -> bytes:
-        return pack(self._tokenizers[model].encode(text).ids)
+        # The batch call lets go of the interpreter while it works, the single one does not: a long prompt stopped
+        # every stream of this router for seconds.
+        [encoding] = self._tokenizers[model].encode_batch([text])
+        return pack(encoding.ids)
 
 
 def _load(path: Path) -> Tokenizer:

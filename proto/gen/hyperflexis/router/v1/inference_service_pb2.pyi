@@ -457,6 +457,9 @@ class Finished(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     STOP_FIELD_NUMBER: _builtins.int
     ATTEMPTS_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    RETRY_AFTER_US_FIELD_NUMBER: _builtins.int
+    PREDICTED_TTFT_US_FIELD_NUMBER: _builtins.int
     reason: _sampling_pb2.FinishReason.ValueType
     prompt_tokens: _builtins.int
     output_tokens: _builtins.int
@@ -470,6 +473,11 @@ class Finished(_message.Message):
     stop: _builtins.str
     """The stop string or token that ended it."""
     attempts: _builtins.int
+    text: _builtins.str
+    """What was held back to the end: the text is that of all deltas, then this."""
+    retry_after_us: _builtins.int
+    """REFUSED: when trying again may help, and the first token that was predicted. 0 = not known."""
+    predicted_ttft_us: _builtins.int
     def __init__(
         self,
         *,
@@ -484,10 +492,13 @@ class Finished(_message.Message):
         message: _builtins.str = ...,
         stop: _builtins.str = ...,
         attempts: _builtins.int = ...,
+        text: _builtins.str = ...,
+        retry_after_us: _builtins.int = ...,
+        predicted_ttft_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "max_gap_us", b"max_gap_us", "message", b"message", "output_tokens", b"output_tokens", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "stop", b"stop", "total_us", b"total_us", "tpot_us", b"tpot_us", "ttft_us", b"ttft_us", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "max_gap_us", b"max_gap_us", "message", b"message", "output_tokens", b"output_tokens", "predicted_ttft_us", b"predicted_ttft_us", "prompt_tokens", b"prompt_tokens", "reason", b"reason", "retry_after_us", b"retry_after_us", "stop", b"stop", "text", b"text", "total_us", b"total_us", "tpot_us", b"tpot_us", "ttft_us", b"ttft_us", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

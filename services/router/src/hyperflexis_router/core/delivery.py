@@ -20,8 +20,8 @@ DELTA_TOKENS = 1_024
 """A delta that catches up carries at most this many tokens."""
 NOTICE_LIMIT = 64
 
-TextBetween = Callable[[int, int, bool], str]
-"""(start, end, last) -> text of tokens [start, end), with the held-back end if it is the last."""
+TextBetween = Callable[[int, int], str]
+"""(start, end) -> text of tokens [start, end)."""
 
 
 class ClientStream:
@@ -62,14 +62,10 @@ class ClientStream:
         if self._notices:
             return inference_service_pb2.StreamEvent(notice=self._notices.popleft())
         start, end = self.next_index, min(available, self.next_index + DELTA_TOKENS)
-        last = finished is not None and end >= available
-        text = self._text_between(start, max(start, end), last) if self._text_between else ""
-        if end > start or text:
-            self.next_index = max(start, end)
+        if end > start:
+            text = self._text_between(start, end) if self._text_between else ""
+            self.next_index = end
             self._not_before_us = now_us + self._window_us
-            if last:
-                # The text that was held back has gone out with this delta.
-                self._text_between = None
             delta = inference_service_pb2.Delta(
                 start_index=start, text=text, logprobs=logprobs[start : self.next_index]
             )

@@ -161,7 +161,8 @@ class RouterCore:
         if kind == "step":
             self._step(feed, message.step, now_us, out)
         elif kind == "bind":
-            request = self._requests.get(message.bind.request_id)
+            # Of those that listen here only: a Bind may come after its attempt was given up.
+            request = feed.users.get(message.bind.request_id)
             if request is not None:
                 attempt = Attempt.of(message.bind.attempt)
                 feed.bind(message.bind.slot, request, attempt)

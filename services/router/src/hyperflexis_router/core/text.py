@@ -89,12 +89,16 @@ class OutputText:
                 return
             self._pieces.append(self._stops.push(self._tokens.push(token)))
 
+    @property
+    def tail(self) -> str:
+        """What was held back to the end; empty before `finish`."""
+        return self._tail
+
     def finish(self) -> None:
-        """The output has ended: what was held back now belongs to the last delta."""
+        """The output has ended: what was held back now belongs to it."""
         if self._stops.matched is None:
             self._tail = self._stops.push(self._tokens.flush()) + self._stops.flush()
 
-    def between(self, start: int, end: int, last: bool = False) -> str:
-        """T(end) - T(start); with `last`, the held-back end as well."""
-        text = "".join(self._pieces[start:end])
-        return text + self._tail if last else text
+    def between(self, start: int, end: int) -> str:
+        """T(end) - T(start)."""
+        return "".join(self._pieces[start:end])
