@@ -5,6 +5,7 @@ from __future__ import annotations
 from worker_rig import SECOND, Rig, Update, ready
 
 from hyperflexis.common.v1 import capability_pb2
+from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis.worker.v1 import token_feed_pb2 as tf
 from hyperflexis_common.attempt import Attempt
@@ -166,10 +167,10 @@ def test_load_counts_what_the_engine_has_not_seen_yet() -> None:
     rig.start("a")
     rig.run("b")
     load = rig.core.requests.load(rig.now_us)
-    assert (load.waiting, load.queued_prefill_tokens) == (2, 6)
+    assert (load.waiting, load.queued_prefill_tokens) == (1, 6), "half a request is work to come, not work undone"
     rig.take(rig.core.engine_stepped(EngineEvent(adds_applied=1, running=1, queued_prefill_tokens=1), rig.now_us))
     load = rig.core.requests.load(rig.now_us)
-    assert (load.waiting, load.running, load.queued_prefill_tokens) == (1, 1, 4)
+    assert (load.waiting, load.running, load.queued_prefill_tokens) == (0, 1, 4)
 
 
 def test_a_stall_shows_only_while_there_is_work() -> None:
@@ -193,3 +194,45 @@ def test_reports_come_each_second_and_at_once_with_news() -> None:
     (effect,) = rig.of(ToScheduler)
     assert isinstance(effect, ToScheduler)
     assert effect.message.report.applied_seq == 1
+
+
+def test_no_work_is_given_to_an_engine_that_is_not_there() -> None:
+    """Neither what was half here when it died, nor what comes before the next one serves; none of it is work left."""
+    rig = ready()
+    rig.run("half")
+    rig.take(rig.core.engine_lost("killed", rig.now_us))
+    assert ("half", Update.KIND_LOST) in rig.updates()
+    rig.start("half")
+    rig.run("late")
+    assert ("late", Update.KIND_LOST) in rig.updates()
+    rig.start("late")
+    assert not rig.of(AddSequence) and [gone.request_id for gone in rig.gone()] == ["late"]
+    rig.take(rig.core.engine_ready(rig.now_us))
+    load = rig.core.requests.load(rig.now_us + 60 * SECOND)
+    assert (load.waiting, load.running, load.stalled_us) == (0, 0, 0)
+    rig.run("next")
+    rig.start("next")
+    assert [effect.sequence.request_id for effect in rig.of(AddSequence)] == ["next"]
+
+
+def test_an_engine_that_loads_is_declared_busy() -> None:
+    rig = ready()
+    rig.take(rig.core.engine_lost("killed", rig.now_us))
+    rig.pass_time(SECOND)
+    [report] = [e.message.report for e in rig.out if isinstance(e, ToScheduler) and e.message.HasField("report")][-1:]
+    assert report.busy.reason and report.busy.for_us > SECOND
+    assert report.readiness == capability_pb2.READINESS_LOADING
+
+
+def test_ages_are_corrected_by_the_way_they_took() -> None:
+    rig = ready()
+    rig.take(
+        rig.core.scheduler_message(
+            ws.WorkerSessionResponse(epoch=1, ping=rs.Ping(id=7, one_way_delay_us=250_000)), rig.now_us
+        )
+    )
+    assert [e.message.pong.id for e in rig.of(ToScheduler)] == [7]
+    rig.run()
+    rig.start()
+    [add] = rig.of(AddSequence)
+    assert add.sequence.arrival_us == rig.now_us - 250_000

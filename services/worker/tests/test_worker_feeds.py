@@ -12,8 +12,9 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.tokens import extend_crc, pack, unpack, unpack_floats
 from hyperflexis_worker.core.effects import AddSequence, DropSequence, ToFeed
 from hyperflexis_worker.core.engine_event import EngineEvent, NewTokens
-from hyperflexis_worker.core.requests import ORPHAN_GRACE_US, RETAIN_US
+from hyperflexis_worker.core.requests import RETAIN_US
 from hyperflexis_worker.core.sampled import TokenLogprobs
+from hyperflexis_worker.core.streams import ORPHAN_GRACE_US
 
 
 def test_generation_goes_on_after_the_committed_tokens() -> None:
@@ -82,9 +83,20 @@ def test_closed_stops_what_runs() -> None:
     rig.feed(closed=tf.Closed(request_ids=["a"]))
     assert rig.of(DropSequence)
     assert ("a", Update.KIND_CANCELLED) in rig.updates()
+    rig.run()
+    rig.start()
+    assert not rig.of(AddSequence), "this attempt is over"
     rig.run(attempt=Attempt(1, 9))
     rig.start(attempt=Attempt(1, 9))
-    assert not rig.of(AddSequence), "closed means every attempt"
+    assert rig.of(AddSequence), "its client came back for it elsewhere"
+
+
+def test_closed_of_an_unknown_request_bars_every_attempt() -> None:
+    rig = ready()
+    rig.feed(closed=tf.Closed(request_ids=["a"]))
+    rig.run(attempt=Attempt(1, 9))
+    rig.start(attempt=Attempt(1, 9))
+    assert not rig.of(AddSequence)
 
 
 def test_an_orphan_runs_on_for_its_grace_and_no_longer() -> None:

@@ -17,6 +17,7 @@ from hyperflexis.scheduler.v1 import (
     worker_session_pb2,
 )
 from hyperflexis_common.clock import Clock
+from hyperflexis_common.first_message import FIRST_MESSAGE_S
 from hyperflexis_common.server import cancel_all
 from hyperflexis_scheduler.core.actions import Outcome
 from hyperflexis_scheduler.core.effects import Effect
@@ -151,7 +152,11 @@ class SchedulerService(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             session.outbox.close()
 
     async def _first(self, requests: AsyncIterator[Any], kind: str, context: Any) -> Any:
-        first = await _next(requests)
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                first = await _next(requests)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no {kind} came within {FIRST_MESSAGE_S:g} s")
         if first is None or first.WhichOneof("message") != kind:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the first message must be {kind}")
         return first

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 
 import structlog
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.worker.v1 import worker_service_pb2_grpc
@@ -48,11 +48,12 @@ class EngineUnusable(Exception):
 class Worker:
     """One worker: `start()`, then `serve()` until a signal, then everything is stopped."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, registry: CollectorRegistry = REGISTRY) -> None:
         worker_id = settings.worker_id or f"worker-{secrets.token_hex(4)}"
         self.settings = settings.model_copy(update={"worker_id": worker_id})
         self.key = WorkerKey(worker_id, secrets.randbits(64))
         self._clock = SystemClock()
+        self._registry = registry
 
     async def start(self) -> str:
         """Starts the engine, then the server. Returns the address others dial. Raises EngineUnusable."""
@@ -65,7 +66,7 @@ class Worker:
         address = advertised(settings.listen, self._server.bind(), settings.advertise)
         core = WorkerCore(self._profile(ready, address), ROLES[settings.role])
         telemetry = GpuTelemetry(settings.device)
-        self._shell = Shell(settings, core, self._engine, self._clock, WorkerMetrics(REGISTRY), telemetry)
+        self._shell = Shell(settings, core, self._engine, self._clock, WorkerMetrics(self._registry), telemetry)
         worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(
             WorkerService(self._shell, self.key), self._server.grpc
         )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 import grpc.aio
 import structlog
 
-from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2_grpc, worker_session_pb2
+from hyperflexis.scheduler.v1 import scheduler_service_pb2_grpc, worker_session_pb2
 from hyperflexis_common.channel import open_channel
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.outbox import Outbox, OutboxFull
@@ -51,13 +51,13 @@ class SchedulerLink:
     async def run_forever(self) -> None:
         failures = at = 0
         while True:
-            address = self._hint or self._schedulers[at % len(self._schedulers)]
-            self._hint = ""
-            registered = await self._session(address)
+            hinted, self._hint = self._hint, ""
+            registered = await self._session(hinted or self._schedulers[at % len(self._schedulers)])
             failures = 0 if registered else failures + 1
-            if not self._hint:
-                at += 1
-                await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            if self._hint and not hinted:
+                continue  # one hint is followed at once; standbys may name each other while nobody leads
+            at += not self._hint
+            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
     async def _session(self, address: str) -> bool:
         """One session, to its end. True if this worker was registered in it."""
@@ -96,10 +96,6 @@ class SchedulerLink:
                 break
             assert isinstance(message, worker_session_pb2.WorkerSessionResponse)
             kind = message.WhichOneof("message")
-            if kind == "ping":
-                pong = router_session_pb2.Pong(id=message.ping.id, highest_fence=self._core.highest_fence)
-                self.send(worker_session_pb2.WorkerSessionRequest(pong=pong))
-                continue
             if kind == "not_leader":
                 hint = message.not_leader.leader_address
                 self._hint = hint if hint != address else ""

@@ -12,6 +12,7 @@ import grpc.aio
 from hyperflexis.worker.v1 import token_feed_pb2, worker_service_pb2, worker_service_pb2_grpc
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import WorkerKey
+from hyperflexis_common.first_message import FIRST_MESSAGE_S
 from hyperflexis_common.outbox import Outbox
 from hyperflexis_common.server import cancel_all
 from hyperflexis_worker.shell import Shell
@@ -40,7 +41,11 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             self._shell.close_feed(feed)
 
     async def _hello(self, requests: Requests, context: Context) -> token_feed_pb2.FeedHello:
-        first = await anext(requests, None)
+        try:
+            async with asyncio.timeout(FIRST_MESSAGE_S):
+                first = await anext(requests, None)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no FeedHello came within {FIRST_MESSAGE_S:g} s")
         if first is None or first.WhichOneof("message") != "hello":
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message of a feed must be a FeedHello")
             raise AssertionError("abort raises")

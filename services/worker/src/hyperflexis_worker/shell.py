@@ -36,7 +36,7 @@ from hyperflexis_worker.telemetry import GpuTelemetry
 
 log = structlog.get_logger(__name__)
 
-TICK_S = 0.04
+TICK_S = 0.02
 TELEMETRY_S = 1.0
 ENGINE_HUNG_US = 30_000_000
 """An engine with work that has not stepped for this long is killed; its requests have long gone elsewhere."""
@@ -122,7 +122,8 @@ class Shell:
             await asyncio.sleep(TICK_S)
             now_us = self._clock.now_us()
             self.apply(self._core.tick(now_us))
-            if self._core.requests.load(now_us).stalled_us > ENGINE_HUNG_US:
+            # One that still loads has no steps to make.
+            if self._core.requests.engine_up and self._core.requests.load(now_us).stalled_us > ENGINE_HUNG_US:
                 log.error("the engine has not stepped for too long, killing it", pid=self._engine.pid)
                 self._engine.kill()
 

@@ -3,42 +3,63 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import pynvml  # type: ignore[import-untyped]
 
 from hyperflexis.scheduler.v1 import worker_session_pb2
 
+Value = TypeVar("Value")
+
 
 class GpuTelemetry:
     """Reads one GPU. `read()` gives None where NVML or the GPU is missing."""
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, nvml: Any = pynvml, environment: Mapping[str, str] = os.environ) -> None:
+        self._nvml = nvml
         self._handle = None
         if device.startswith("cuda"):
             index = int(device.partition(":")[2] or 0)
-            with contextlib.suppress(pynvml.NVMLError):
-                pynvml.nvmlInit()
-                self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            visible = environment.get("CUDA_VISIBLE_DEVICES")
+            with contextlib.suppress(nvml.NVMLError):
+                nvml.nvmlInit()
+                self._handle = self._find(index, visible)
+
+    def _find(self, index: int, visible: str | None) -> Any:
+        """torch counts the devices that CUDA_VISIBLE_DEVICES names, by number or UUID; NVML counts all there are."""
+        if visible is None:
+            return self._nvml.nvmlDeviceGetHandleByIndex(index)
+        names = [name.strip() for name in visible.split(",") if name.strip()]
+        if index >= len(names):
+            return None
+        name = names[index]
+        if name.isdigit():
+            return self._nvml.nvmlDeviceGetHandleByIndex(int(name))
+        return self._nvml.nvmlDeviceGetHandleByUUID(name)
 
     def read(self) -> worker_session_pb2.Telemetry | None:
-        if self._handle is None:
+        handle, nvml = self._handle, self._nvml
+        if handle is None:
             return None
-        with _nvml():
-            memory = pynvml.nvmlDeviceGetMemoryInfo(self._handle)
-            return worker_session_pb2.Telemetry(
-                gpu_name=pynvml.nvmlDeviceGetName(self._handle),
-                memory_used_bytes=int(memory.used),
-                memory_total_bytes=int(memory.total),
-                gpu_percent=pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu,
-                power_watts=pynvml.nvmlDeviceGetPowerUsage(self._handle) // 1_000,
-                temperature_c=pynvml.nvmlDeviceGetTemperature(self._handle, pynvml.NVML_TEMPERATURE_GPU),
-            )
-        return None
+        memory = self._ask(lambda: nvml.nvmlDeviceGetMemoryInfo(handle), None)
+        name = self._ask(lambda: nvml.nvmlDeviceGetName(handle), "")
+        if memory is None and not name:
+            return None
+        return worker_session_pb2.Telemetry(
+            gpu_name=name,
+            memory_used_bytes=int(memory.used) if memory is not None else 0,
+            memory_total_bytes=int(memory.total) if memory is not None else 0,
+            gpu_percent=self._ask(lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu, 0),
+            power_watts=self._ask(lambda: nvml.nvmlDeviceGetPowerUsage(handle) // 1_000, 0),
+            temperature_c=self._ask(lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU), 0),
+        )
 
-
-@contextlib.contextmanager
-def _nvml() -> Iterator[None]:
-    """A GPU that stops answering must not stop the worker."""
-    with contextlib.suppress(pynvml.NVMLError):
-        yield
+    def _ask(self, question: Callable[[], Value], otherwise: Value) -> Value:
+        """A field that this GPU does not have (utilisation of a MIG slice, say) leaves the others; a GPU that stops
+        answering must not stop the worker."""
+        try:
+            return question()
+        except self._nvml.NVMLError:
+            return otherwise

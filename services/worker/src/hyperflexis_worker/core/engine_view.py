@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_worker.core.engine_event import EngineEvent
@@ -18,39 +16,54 @@ class EngineView:
         self._event = EngineEvent(free_blocks=self._total_blocks)
         self._stepped_us = 0
         self._adds = 0
-        self._unseen: deque[tuple[int, int]] = deque()
-        """(number, tokens to prefill) of adds the engine has not answered yet."""
+        self._unanswered: dict[int, int] = {}
+        """By number, oldest first: tokens to prefill of adds that the engine has not answered yet."""
+        self.up = True
+        """It serves. While it does not, nothing is given to it: there is nobody who would take it."""
 
     @property
     def busy(self) -> bool:
-        return bool(self._event.waiting or self._event.running or self._unseen)
+        return bool(self._event.waiting or self._event.running or self._unanswered)
 
     def add(self, prefill_tokens: int, now_us: int) -> int:
         """A sequence goes to the engine; returns the number of this add."""
+        assert self.up, "what is sent to no engine is never answered"
         if not self.busy:
             self._stepped_us = now_us  # it was idle: the stall, if one comes, begins now
         self._adds += 1
-        self._unseen.append((self._adds, prefill_tokens))
+        self._unanswered[self._adds] = prefill_tokens
         return self._adds
+
+    def drop(self, number: int) -> None:
+        """An add was taken back. It is no work any more, but the engine still owes its answer: an engine that hangs
+        must not look idle, and be given more, because all it was given has been cancelled."""
+        if number in self._unanswered:
+            self._unanswered[number] = 0
 
     def stepped(self, event: EngineEvent, now_us: int) -> None:
         self._event = event
         self._stepped_us = now_us
-        while self._unseen and self._unseen[0][0] <= event.adds_applied:
-            self._unseen.popleft()
+        while self._unanswered and (oldest := next(iter(self._unanswered))) <= event.adds_applied:
+            del self._unanswered[oldest]
 
     def lost(self) -> None:
         """The next engine begins empty."""
-        self._unseen.clear()
+        self.up = False
+        self._unanswered.clear()
         self._event = EngineEvent(adds_applied=self._adds, free_blocks=self._total_blocks)
+
+    def ready(self, now_us: int) -> None:
+        """A new engine serves; nothing that passed before counts against it."""
+        self.up = True
+        self._stepped_us = now_us
 
     def load(self, now_us: int) -> worker_session_pb2.WorkerLoad:
         """What the engine has to do. `stalled_us`, in steps of 100 ms: how long it has had work and not stepped."""
         event = self._event
         return worker_session_pb2.WorkerLoad(
-            waiting=event.waiting + len(self._unseen),
+            waiting=event.waiting + len(self._unanswered),
             running=event.running,
-            queued_prefill_tokens=event.queued_prefill_tokens + sum(tokens for _, tokens in self._unseen),
+            queued_prefill_tokens=event.queued_prefill_tokens + sum(self._unanswered.values()),
             decode_context_tokens=event.decode_context_tokens,
             kv=capability_pb2.KvPoolStats(
                 total_blocks=self._total_blocks, free_blocks=event.free_blocks, block_tokens=self._block_tokens

@@ -6,10 +6,12 @@ from hyperflexis.common.v1 import capability_pb2, slo_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 
-MIN_INTERVAL_US = 20_000
-"""Between two reports that carry updates."""
+NEWS_INTERVAL_US = 20_000
+"""News goes at once: requests wait for it elsewhere. What happens within this of the last report goes together."""
 LOAD_INTERVAL_US = 100_000
 """Between two reports of a changed load alone."""
+
+Standing = tuple[capability_pb2.Role.ValueType, capability_pb2.Readiness.ValueType]
 
 
 class Reporter:
@@ -22,15 +24,15 @@ class Reporter:
         self._updates: list[worker_session_pb2.RequestUpdate] = []
         self._sent_us = 0
         self._sent_load = b""
+        self._sent_standing: Standing | None = None
 
-    def begin(self, interval_us: int, load: worker_session_pb2.WorkerLoad, now_us: int) -> None:
+    def begin(self, interval_us: int, load: worker_session_pb2.WorkerLoad, standing: Standing, now_us: int) -> None:
         """A new session: the Snapshot that goes first says all that pending updates would."""
         self.applied_seq = 0
         self.interval_us = interval_us or self.interval_us
         self._report_seq = 0
         self._updates = []
-        self._sent_us = now_us
-        self._sent_load = load.SerializeToString()
+        self._sent(load, standing, now_us)
 
     def update(
         self,
@@ -50,28 +52,27 @@ class Reporter:
             )
         )
 
-    def ripe(self, now_us: int) -> bool:
+    def ripe(self, standing: Standing, now_us: int) -> bool:
         """Is it worth asking `due`?"""
-        return now_us - self._sent_us >= (MIN_INTERVAL_US if self._updates else LOAD_INTERVAL_US)
+        return now_us - self._sent_us >= (NEWS_INTERVAL_US if self._news(standing) else LOAD_INTERVAL_US)
 
-    def due(self, load: worker_session_pb2.WorkerLoad, now_us: int) -> bool:
-        if not self.ripe(now_us):
+    def due(self, load: worker_session_pb2.WorkerLoad, standing: Standing, now_us: int) -> bool:
+        if not self.ripe(standing, now_us):
             return False
-        if self._updates or now_us - self._sent_us >= self.interval_us:
+        if self._news(standing) or now_us - self._sent_us >= self.interval_us:
             return True
         return load.SerializeToString() != self._sent_load
 
     def report(
         self,
         load: worker_session_pb2.WorkerLoad,
-        role: capability_pb2.Role.ValueType,
-        readiness: capability_pb2.Readiness.ValueType,
+        standing: Standing,
         now_us: int,
     ) -> worker_session_pb2.Report:
         self._report_seq += 1
         updates, self._updates = self._updates, []
-        self._sent_us = now_us
-        self._sent_load = load.SerializeToString()
+        self._sent(load, standing, now_us)
+        role, readiness = standing
         return worker_session_pb2.Report(
             report_seq=self._report_seq,
             applied_seq=self.applied_seq,
@@ -80,3 +81,11 @@ class Reporter:
             readiness=readiness,
             role=role,
         )
+
+    def _news(self, standing: Standing) -> bool:
+        return bool(self._updates) or standing != self._sent_standing
+
+    def _sent(self, load: worker_session_pb2.WorkerLoad, standing: Standing, now_us: int) -> None:
+        self._sent_us = now_us
+        self._sent_load = load.SerializeToString()
+        self._sent_standing = standing

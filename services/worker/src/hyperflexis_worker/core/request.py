@@ -29,6 +29,8 @@ class Request:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the last tokens, as far back as this worker made them; empty where nobody asked."""
     crc: int = 0
+    add_number: int = 0
+    """By which the engine answers that it has taken this in; 0 = it was not given it."""
     owner: int | None = None
     """The feed that gets the tokens; None = nobody at present."""
     orphaned_us: int = 0

@@ -10,12 +10,13 @@ from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.admission import fault_of, sequence_of
-from hyperflexis_worker.core.effects import AddSequence, DropSequence, Effect, RevokeSequence, ToFeed
+from hyperflexis_worker.core.effects import AddSequence, DropSequence, Effect, RevokeSequence
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.engine_view import EngineView
 from hyperflexis_worker.core.feed import Feed
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.request import Request
+from hyperflexis_worker.core.streams import Gone, Streams
 from hyperflexis_worker.core.tombstones import EVERY_ATTEMPT, Tombstones
 
 if TYPE_CHECKING:
@@ -27,11 +28,8 @@ RETAIN_US = 120_000_000
 """Tokens of a finished request are kept this long for replay, unless Closed comes first."""
 RETAIN_LIMIT = 20_000
 """Finished requests kept at most; beyond it the oldest go."""
-ORPHAN_GRACE_US = 5_000_000
-"""A request whose feed is gone runs on at least this long."""
 
 Update = worker_session_pb2.RequestUpdate
-Gone = token_feed_pb2.Gone
 
 
 class Requests:
@@ -40,18 +38,18 @@ class Requests:
     ) -> None:
         self._profile = profile
         self._reporter = reporter
-        self._feeds = feeds
         self._effects = effects
         self._requests: dict[str, Request] = {}
         self._halves: dict[str, Request] = {}
-        self._orphans: dict[str, Request] = {}
         self._finished: dict[str, Request] = {}
+        self._streams = Streams(feeds, effects)
         self._tombstones = Tombstones()
         self._engine = EngineView(profile.total_blocks, profile.block_tokens)
 
     # --- commands ----------------------------------------------------------------------------------------
 
-    def run(self, run: worker_session_pb2.Run, draining: bool, now_us: int) -> None:
+    def run(self, run: worker_session_pb2.Run, draining: bool, arrival_us: int, now_us: int) -> None:
+        """`arrival_us`: when the full request was received, on this worker's clock."""
         attempt = Attempt.of(run.attempt)
         if self._tombstones.forbids(run.request_id, attempt, now_us):
             self._reporter.update(run.request_id, attempt, Update.KIND_CANCELLED)
@@ -61,8 +59,11 @@ class Requests:
             self.reject(run.request_id, attempt, "over_context")
         elif (request := self._admit(run.request_id, attempt, now_us)) is not None and request.run is None:
             request.run = run
-            request.run_arrival_us = now_us - run.age_us
-            self._queue_if_complete(request, now_us)
+            request.run_arrival_us = arrival_us
+            if self._engine.up:
+                self._queue_if_complete(request, now_us)
+            else:
+                self._lose(request, "the engine is starting again", now_us)
 
     def cancel(self, request_id: str, attempt: Attempt, now_us: int) -> None:
         self._tombstones.add(request_id, attempt, now_us)
@@ -95,52 +96,54 @@ class Requests:
     def start(self, feed: int, start: token_feed_pb2.Start, now_us: int) -> None:
         attempt = Attempt.of(start.attempt)
         if self._tombstones.forbids(start.request_id, attempt, now_us):
-            return self._gone(feed, start.request_id, attempt, Gone.REASON_DROPPED, "cancelled earlier")
+            return self._streams.gone(feed, start.request_id, attempt, Gone.REASON_DROPPED, "ended here earlier")
         fault = fault_of(start, self._profile.capabilities)
         if fault:
             self.reject(start.request_id, attempt, "invalid_start")
-            return self._gone(feed, start.request_id, attempt, Gone.REASON_INVALID, fault)
+            return self._streams.gone(feed, start.request_id, attempt, Gone.REASON_INVALID, fault)
         request = self._admit(start.request_id, attempt, now_us)
         if request is None:
-            return self._gone(feed, start.request_id, attempt, Gone.REASON_SUPERSEDED, "a later attempt is here")
+            return self._streams.gone(
+                feed, start.request_id, attempt, Gone.REASON_SUPERSEDED, "a later attempt is here"
+            )
         if request.start is not None:
-            return self._own(request, feed, packing.count(start.committed), now_us)
+            return self._streams.own(request, feed, packing.count(start.committed))
         request.start = start
         request.tokens = bytearray(start.committed)
         request.crc = packing.extend_crc(0, start.committed)
-        self._own(request, feed, request.count, now_us)
+        self._streams.own(request, feed, request.count)
         self._queue_if_complete(request, now_us)
 
     def subscribe(self, feed: int, subscribe: token_feed_pb2.Subscribe, now_us: int) -> None:
         attempt = Attempt.of(subscribe.attempt)
         request = self._requests.get(subscribe.request_id)
         if request is None or request.attempt < attempt or request.start is None:
-            self._gone(feed, subscribe.request_id, attempt, Gone.REASON_UNKNOWN, "not here")
+            self._streams.gone(feed, subscribe.request_id, attempt, Gone.REASON_UNKNOWN, "not here")
         elif request.attempt > attempt:
-            self._gone(feed, subscribe.request_id, attempt, Gone.REASON_SUPERSEDED, "a later attempt is here")
+            self._streams.gone(feed, subscribe.request_id, attempt, Gone.REASON_SUPERSEDED, "a later attempt is here")
         elif subscribe.next_index > request.count:
             message = f"asked for index {subscribe.next_index} of {request.count} tokens"
-            self._gone(feed, subscribe.request_id, attempt, Gone.REASON_INVALID, message)
+            self._streams.gone(feed, subscribe.request_id, attempt, Gone.REASON_INVALID, message)
         else:
-            self._own(request, feed, subscribe.next_index, now_us)
+            self._streams.own(request, feed, subscribe.next_index)
 
     def closed(self, feed: int, request_id: str, now_us: int) -> None:
         request = self._requests.get(request_id)
         if request is not None and request.owner is not None and request.owner != feed:
             return  # another router owns it now; the older owner's word no longer counts
-        self._tombstones.add(request_id, EVERY_ATTEMPT, now_us)
-        if request is not None:
-            live = request.finished is None
-            self._drop(request)
-            if live:
-                self._reporter.update(request_id, request.attempt, Update.KIND_CANCELLED, request.count)
+        if request is None:
+            return self._tombstones.add(request_id, EVERY_ATTEMPT, now_us)
+        # Of a request that is here only this attempt is over: its client may come back, to another router, for
+        # tokens that nobody has any more, and they are then made again under a later attempt.
+        self._tombstones.add(request_id, request.attempt, now_us)
+        self._drop(request)
+        if request.finished is None:
+            self._reporter.update(request_id, request.attempt, Update.KIND_CANCELLED, request.count)
 
     def feed_closed(self, feed: int, now_us: int) -> None:
         for request in self._requests.values():
             if request.owner == feed:
-                request.owner = None
-                request.orphaned_us = now_us
-                self._orphans[request.request_id] = request
+                self._streams.orphan(request, now_us)
 
     # --- the engine --------------------------------------------------------------------------------------
 
@@ -172,10 +175,19 @@ class Requests:
         self._reporter.update(request_id, attempt, kind)
 
     def engine_lost(self, reason: str, now_us: int) -> None:
+        """What the engine had is lost, and so is every Run that comes before the next engine serves. Waiting for that
+        engine here would serve nobody: weights may take minutes, while the scheduler has another worker at once,
+        or holds the request until one is ready, in its order and within its limit."""
         self._engine.lost()
-        for request in [r for r in self._requests.values() if r.live]:
-            self._drop(request, Gone.REASON_DROPPED, f"engine lost: {reason}", engine=False)
-            self._reporter.update(request.request_id, request.attempt, Update.KIND_LOST, request.count)
+        for request in [r for r in self._requests.values() if r.finished is None and r.run is not None]:
+            self._lose(request, reason, now_us)
+
+    def engine_ready(self, now_us: int) -> None:
+        self._engine.ready(now_us)
+
+    @property
+    def engine_up(self) -> bool:
+        return self._engine.up
 
     # --- time and views ----------------------------------------------------------------------------------
 
@@ -185,7 +197,7 @@ class Requests:
             self._drop(request, Gone.REASON_DROPPED, f"no {missing} came")
             decision = slo_pb2.Decision(kind="not_started", reason=f"no_{missing}")
             self._reporter.update(request.request_id, request.attempt, Update.KIND_NOT_STARTED, decision=decision)
-        for request in [r for r in self._orphans.values() if self._orphan_expired(r, now_us)]:
+        for request in self._streams.expired(now_us):
             self._drop(request)
             self._tombstones.add(request.request_id, request.attempt, now_us)
             self._reporter.update(request.request_id, request.attempt, Update.KIND_CANCELLED, request.count)
@@ -204,10 +216,10 @@ class Requests:
         return [request.status() for request in self._requests.values()]
 
     def load(self, now_us: int) -> worker_session_pb2.WorkerLoad:
+        """`waiting` is what the engine has: a Run whose Start has not come is work to come, but an engine that makes
+        no step for its sake does not hang."""
         load = self._engine.load(now_us)
-        awaiting = [r for r in self._halves.values() if r.run is not None]
-        load.waiting += len(awaiting)
-        load.queued_prefill_tokens += sum(r.prompt_tokens for r in awaiting)
+        load.queued_prefill_tokens += sum(r.prompt_tokens for r in self._halves.values() if r.run is not None)
         load.retained_finished = len(self._finished)
         return load
 
@@ -235,20 +247,9 @@ class Requests:
         if request.count >= start.max_tokens:
             ended = EndedAttempt(request.request_id, request.attempt, sampling_pb2.FINISH_REASON_LENGTH)
             return self._finish(request, ended, now_us)
-        number = self._engine.add(request.prompt_tokens + request.count, now_us)
+        request.add_number = self._engine.add(request.prompt_tokens + request.count, now_us)
         sequence = sequence_of(run, start, self._profile.eos_token_ids, request.run_arrival_us)
-        self._effects.append(AddSequence(number, sequence))
-
-    def _own(self, request: Request, feed: int, next_index: int, now_us: int) -> None:
-        """This feed gets the request's tokens from next_index on, the past ones at once."""
-        if request.owner is not None and request.owner in self._feeds:
-            # Also where the feed stays the same: whoever asks again may have lost the slot's meaning.
-            self._feeds[request.owner].forget(request)
-        request.owner = feed
-        self._orphans.pop(request.request_id, None)
-        self._feeds[feed].add(request, next_index)
-        if request.finished is not None:
-            self._feeds[feed].add_finished(request)
+        self._effects.append(AddSequence(request.add_number, sequence))
 
     def _take_tokens(self, request: Request, new: NewTokens, now_us: int) -> None:
         if not request.take(new):
@@ -257,36 +258,31 @@ class Requests:
             request.phase = worker_session_pb2.REQUEST_PHASE_DECODE
             request.first_token_us = now_us
             self._reporter.update(request.request_id, request.attempt, Update.KIND_FIRST_TOKEN, request.count)
-        if request.owner is not None:
-            self._feeds[request.owner].add(request, new.start_index)
+        self._streams.tokens(request, new.start_index)
 
     def _finish(self, request: Request, ended: EndedAttempt, now_us: int) -> None:
         request.finish(ended, now_us)
         self._finished[request.request_id] = request
         self._reporter.update(request.request_id, request.attempt, Update.KIND_FINISHED, request.count)
-        if request.owner is not None:
-            self._feeds[request.owner].add_finished(request)
+        self._streams.finished(request)
 
     def _drop(
         self, request: Request, gone: Gone.Reason.ValueType | None = None, message: str = "", engine: bool = True
     ) -> None:
         """Forgets a request; with `gone`, tells the feed that waits for it."""
         if engine and request.live:
+            self._engine.drop(request.add_number)
             self._effects.append(DropSequence(request.request_id, request.attempt))
-        for index in (self._requests, self._halves, self._orphans, self._finished):
+        for index in (self._requests, self._halves, self._finished):
             index.pop(request.request_id, None)
-        if request.owner is not None and request.owner in self._feeds:
-            self._feeds[request.owner].forget(request)
-            if gone is not None and request.finished is None:
-                self._gone(request.owner, request.request_id, request.attempt, gone, message)
+        self._streams.forget(request, gone, message)
 
-    def _gone(self, feed: int, request_id: str, attempt: Attempt, reason: Gone.Reason.ValueType, message: str) -> None:
-        gone = Gone(request_id=request_id, attempt=attempt.proto(), reason=reason, message=message)
-        self._effects.append(ToFeed(feed, token_feed_pb2.TokenFeedResponse(gone=gone)))
+    def _lose(self, request: Request, reason: str, now_us: int) -> None:
+        self._drop(request, Gone.REASON_DROPPED, f"engine lost: {reason}", engine=False)
+        # Its other half may still come: that is answered at once, not after the wait for this half.
+        self._tombstones.add(request.request_id, request.attempt, now_us)
+        self._reporter.update(request.request_id, request.attempt, Update.KIND_LOST, request.count)
 
     def _current(self, request_id: str, attempt: Attempt) -> Request | None:
         request = self._requests.get(request_id)
         return request if request is not None and request.attempt == attempt and request.live else None
-
-    def _orphan_expired(self, request: Request, now_us: int) -> bool:
-        return now_us - request.orphaned_us > max(request.grace_us, ORPHAN_GRACE_US) and request.finished is None

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyperflexis.common.v1 import capability_pb2, identity_pb2
-from hyperflexis.scheduler.v1 import worker_session_pb2
+from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import Attempt, WorkerKey
@@ -17,6 +17,9 @@ from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.feed import Feed
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.requests import Requests
+
+BUSY_US = 3_000_000
+"""Declared with each report while the engine loads: longer than two of them, so that one may be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,12 @@ class WorkerCore:
     def __init__(self, profile: WorkerProfile, role: capability_pb2.Role.ValueType = capability_pb2.ROLE_MIXED) -> None:
         self.profile = profile
         self.role: capability_pb2.Role.ValueType = role
-        self.readiness: capability_pb2.Readiness.ValueType = capability_pb2.READINESS_READY
+        self._drained = False
+        """By the scheduler, which may undo it."""
+        self._stopping = False
+        """By whoever stops this process: for good."""
+        self._one_way_us = 0
+        """How long the scheduler's messages take, as it measured."""
         self._fence = identity_pb2.Fence()
         self._connected = False
         self._feeds: dict[int, Feed] = {}
@@ -78,6 +86,12 @@ class WorkerCore:
         )
 
     @property
+    def readiness(self) -> capability_pb2.Readiness.ValueType:
+        if self._stopping or self._drained:
+            return capability_pb2.READINESS_DRAINING
+        return capability_pb2.READINESS_READY if self.requests.engine_up else capability_pb2.READINESS_LOADING
+
+    @property
     def highest_fence(self) -> identity_pb2.Fence:
         return self._fence
 
@@ -91,7 +105,11 @@ class WorkerCore:
             self._effects.append(DropScheduler(f"epoch {message.epoch} is over, {self._fence.epoch} leads"))
             return self._take()
         kind = message.WhichOneof("message")
-        if kind == "registered":
+        if kind == "ping":
+            self._one_way_us = message.ping.one_way_delay_us
+            pong = router_session_pb2.Pong(id=message.ping.id, highest_fence=self._fence)
+            self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(pong=pong)))
+        elif kind == "registered":
             self._registered(message.registered, now_us)
         elif kind == "rejected":
             rejected = message.rejected
@@ -104,13 +122,14 @@ class WorkerCore:
 
     def scheduler_closed(self, now_us: int) -> list[Effect]:
         self._connected = False
+        self._one_way_us = 0
         return self._take()
 
     def _registered(self, registered: worker_session_pb2.Registered, now_us: int) -> None:
         self._fence.CopyFrom(registered.fence)
         self._connected = True
         load = self.requests.load(now_us)
-        self._reporter.begin(registered.report_interval_us, load, now_us)
+        self._reporter.begin(registered.report_interval_us, load, (self.role, self.readiness), now_us)
         snapshot = worker_session_pb2.Snapshot(
             requests=self.requests.statuses(),
             load=load,
@@ -130,10 +149,10 @@ class WorkerCore:
         return True
 
     def _command(self, message: worker_session_pb2.WorkerSessionResponse, kind: str, now_us: int) -> None:
-        draining = self.readiness == capability_pb2.READINESS_DRAINING
         match kind:
             case "run":
-                self.requests.run(message.run, draining, now_us)
+                arrival_us = now_us - message.run.age_us - self._one_way_us
+                self.requests.run(message.run, self._stopping or self._drained, arrival_us, now_us)
             case "cancel":
                 self.requests.cancel(message.cancel.request_id, Attempt.of(message.cancel.attempt), now_us)
             case "revoke":
@@ -141,8 +160,7 @@ class WorkerCore:
             case "set_role":
                 self.role = message.set_role.role
             case "drain":
-                ready, drain = capability_pb2.READINESS_READY, capability_pb2.READINESS_DRAINING
-                self.readiness = ready if message.drain.undo else drain
+                self._drained = not message.drain.undo
             case "attach_kv":
                 run = message.attach_kv.run
                 self.requests.reject(run.request_id, Attempt.of(run.attempt), "kv_transfer_unimplemented")
@@ -191,41 +209,48 @@ class WorkerCore:
 
     def engine_lost(self, reason: str, now_us: int) -> list[Effect]:
         """The engine died: what it worked on is gone, what it finished is still here."""
-        if self.readiness == capability_pb2.READINESS_READY:
-            self.readiness = capability_pb2.READINESS_LOADING
         self.requests.engine_lost(reason, now_us)
         return self._take(now_us)
 
     def engine_ready(self, now_us: int) -> list[Effect]:
         """A new engine serves."""
-        if self.readiness == capability_pb2.READINESS_LOADING:
-            self.readiness = capability_pb2.READINESS_READY
+        self.requests.engine_ready(now_us)
         return self._take(now_us)
 
     # --- time --------------------------------------------------------------------------------------------
 
     def tick(self, now_us: int) -> list[Effect]:
-        """Call at least each 50 ms."""
+        """Call at least each 20 ms: news that came just after a report waits for it."""
         self.requests.tick(now_us)
         return self._take(now_us)
 
     def drain(self, now_us: int) -> list[Effect]:
         """The process was asked to stop: nothing new from here on."""
-        self.readiness = capability_pb2.READINESS_DRAINING
+        self._stopping = True
         return self._take(now_us)
 
     def _take(self, now_us: int | None = None) -> list[Effect]:
         for feed in self._feeds.values():
             for response in feed.flush(self._steps):
                 self._effects.append(ToFeed(feed.feed, response))
-        if now_us is not None and self._connected and self._reporter.ripe(now_us):
-            load = self.requests.load(now_us)
-            if self._reporter.due(load, now_us):
-                report = self._reporter.report(load, self.role, self.readiness, now_us)
-                report.step_time.CopyFrom(self._step_time)
-                if self.telemetry is not None:
-                    report.telemetry.CopyFrom(self.telemetry)
-                self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(report=report)))
+        if now_us is not None and self._connected:
+            self._report(now_us)
         effects = self._effects[:]
         self._effects.clear()
         return effects
+
+    def _report(self, now_us: int) -> None:
+        """Tells the scheduler what there is to tell, if it is time."""
+        standing = (self.role, self.readiness)
+        if not self._reporter.ripe(standing, now_us):
+            return
+        load = self.requests.load(now_us)
+        if not self._reporter.due(load, standing, now_us):
+            return
+        report = self._reporter.report(load, standing, now_us)
+        report.step_time.CopyFrom(self._step_time)
+        if self.telemetry is not None:
+            report.telemetry.CopyFrom(self.telemetry)
+        if not self.requests.engine_up:
+            report.busy.CopyFrom(worker_session_pb2.Busy(reason="loading engine", for_us=BUSY_US))
+        self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(report=report)))
