@@ -230,6 +230,12 @@ class TestFaults:
         faults.drop_next("run")
         assert faults.drops(self.run) and not faults.drops(self.run)
 
+    def test_a_repeated_placed_is_not_what_was_meant(self):
+        faults = Faults("signals")
+        faults.drop_next("placed")
+        assert not faults.drops(rs.RouterSessionResponse(placed=rs.Placed(started=True)))
+        assert faults.drops(self.placed)
+
 
 class TestSettings:
     def test_tiers_become_promises(self):

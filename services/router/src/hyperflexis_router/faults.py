@@ -1,7 +1,7 @@
 """Faults on demand, for the suites that prove what happens under them. Off unless HYPERFLEXIS_FAULTS is set.
 
 HYPERFLEXIS_FAULTS is a comma-separated list: `signals` lets SIGUSR1 drop the next reply of Redis (the write has
-happened); `crash_after=<point>` ends the process the first time it passes the point, one of POINTS.
+happened; the log says when); `crash_after=<point>` ends the process the first time it passes the point, one of POINTS.
 """
 
 from __future__ import annotations
@@ -9,6 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 VARIABLE = "HYPERFLEXIS_FAULTS"
 POINTS = (
@@ -42,6 +46,7 @@ class Faults:
         if self._replies_to_drop == 0:
             return False
         self._replies_to_drop -= 1
+        log.warning("dropped on purpose", message="redis_reply")
         return True
 
     def passed(self, point: str) -> None:
