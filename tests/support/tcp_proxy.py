@@ -10,7 +10,10 @@ Way = Literal["to_server", "to_client"]
 
 
 class TcpProxy:
-    """Listens on a port of its own and passes bytes on to `target`, while its gates are open."""
+    """Listens on a port of its own and passes bytes on to `target`, while its gates are open.
+
+    `held` and `broken` count what its faults have met: data at a closed gate, connections at a reset.
+    """
 
     def __init__(self, target: str) -> None:
         host, _, port = target.rpartition(":")
@@ -20,6 +23,9 @@ class TcpProxy:
             gate.set()
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[None]] = set()
+        self._refusing = False
+        self.held: dict[Way, int] = {"to_server": 0, "to_client": 0}
+        self.broken = 0
         self.address = ""
 
     async def start(self) -> str:
@@ -43,12 +49,24 @@ class TcpProxy:
 
     def reset(self) -> None:
         """Breaks every connection: what was under way is lost."""
+        self.broken += len(self._connections)
         for connection in self._connections:
             connection.cancel()
+
+    def refuse(self) -> None:
+        """Breaks every connection, and each new one at once."""
+        self._refusing = True
+        self.reset()
+
+    def accept(self) -> None:
+        self._refusing = False
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if self._refusing:
+            writer.transport.abort()
+            return
         self._connections.add(task)
         up: asyncio.StreamWriter | None = None
         try:
@@ -67,7 +85,9 @@ class TcpProxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
         while data := await reader.read(1 << 16):
-            await self._gates[way].wait()
+            if not self._gates[way].is_set():
+                self.held[way] += 1
+                await self._gates[way].wait()
             writer.write(data)
             await writer.drain()
         # One end is done: so is the connection, as it is when a process dies.
