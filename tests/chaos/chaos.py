@@ -10,6 +10,9 @@ from chaos_cell import ChaosCell
 from client_load import Load
 from leadership import leader_of
 
+EFFECT_S = 15.0
+"""A fault that has not shown by then has not happened."""
+
 
 class Chaos:
     """What a fault works with."""
@@ -32,5 +35,6 @@ class Chaos:
         await asyncio.sleep(self.chance.uniform(low_s, high_s))
 
 
-Fault = Callable[[Chaos], Awaitable[None]]
-"""Breaks something, waits as long as that takes, and leaves the cell able to heal."""
+Fault = Callable[[Chaos], Awaitable[bool]]
+"""Breaks something, waits as long as that takes, and leaves the cell able to heal. False = nothing was broken: what
+should show of it (an exit status, a stopped process, a line in a log, data that was held) did not."""

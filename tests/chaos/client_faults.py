@@ -5,91 +5,96 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from chaos import Chaos
-from client_load import Load
+from chaos import EFFECT_S, Chaos
+from process_signs import until
+from reading import Reading
 
-from hyperflexis_client import AsyncClient, Delta, HyperFlexisError
+from hyperflexis_client import Aborted, AsyncClient, Delta
+
+STORM = 20
+ORPHANS = 3
 
 
-async def two_resumes(chaos: Chaos) -> None:
+async def two_resumes(chaos: Chaos) -> bool:
     """A client leaves its stream; two others resume it on two routers at once. One of them gets every token."""
-    load, prompt = chaos.load, chaos.load.prompt()
-    generation = load.generation(prompt)
-    received: list[int] = []
-    try:
-        async for event in generation:
-            if isinstance(event, Delta):
-                received += event.token_ids
-                if len(received) >= 2:
-                    break
-        await generation.aclose()
-        if generation.request_id is None or generation.finished is not None:
-            load.tally.finished += 1
-            return
-        ends = await asyncio.gather(
-            *(_resume(target, generation.request_id, list(received)) for target in chaos.cell.router_addresses()),
-            return_exceptions=True,
-        )
-    except HyperFlexisError as error:
-        load.tally.failed_requests += 1
-        load.tally.failures.append(f"two_resumes: {error}")
-        return
-    complete = [tokens for tokens in ends if isinstance(tokens, list) and tuple(tokens) == prompt.reference]
-    wrong = [t for t in ends if isinstance(t, list) and tuple(t) != prompt.reference[: len(t)]]
-    load.tally.spliced += len(wrong)
-    load.tally.resumed += 1
-    if complete:
-        load.tally.finished += 1
-    else:
-        load.tally.failed_requests += 1
-        load.tally.failures.append(f"two_resumes: nobody got all of {generation.request_id}: {ends}"[:400])
+    load = chaos.load
+    async with load.request(load.long_prompt(), "two_resumes") as reading:
+        await reading.read(tokens=2)
+        if reading.generation.finished is not None:
+            return False
+        await reading.generation.aclose()
+        resumes = (_resume(target, reading) for target in chaos.cell.router_addresses())
+        ends = await asyncio.gather(*resumes, return_exceptions=True)
+        load.tally.resumed += 1
+        load.tally.spliced += sum(isinstance(t, tuple) and not _begins(reading, t) for t in ends)
+        errors = [end for end in ends if isinstance(end, BaseException)]
+        if errors or reading.prompt.reference not in ends:
+            reading.failed(f"nobody got all of it: {ends}")
+        else:
+            reading.finished()
+        return True
+    return False
 
 
-async def _resume(target: str, request_id: str, received: list[int]) -> list[int]:
+async def _resume(target: str, older: Reading) -> tuple[int, ...]:
     async with AsyncClient(target) as client:
-        tokens = list(received)
-        generation = client.resume(request_id, next_index=len(received), tail=received, timeout_s=60)
-        with contextlib.suppress(HyperFlexisError):  # the loser is told ABORTED
+        tokens = list(older.received)
+        request_id = older.generation.request_id
+        generation = client.resume(request_id, next_index=len(tokens), tail=tokens, timeout_s=60)
+        with contextlib.suppress(Aborted):  # what the loser is told
             async for event in generation:
                 if isinstance(event, Delta):
                     tokens += event.token_ids
-        return tokens
+        return tuple(tokens)
 
 
-async def cancel_storm(chaos: Chaos) -> None:
+def _begins(reading: Reading, tokens: tuple[int, ...]) -> bool:
+    return tokens == reading.prompt.reference[: len(tokens)]
+
+
+async def cancel_storm(chaos: Chaos) -> bool:
     """Twenty requests, cancelled at once or a little later: some before their Run is there."""
+    load, cancelled = chaos.load, 0
 
-    async def cancelled(load: Load) -> None:
-        generation = load.generation(load.prompt())
-        delay_s = chaos.chance.choice([0.0, 0.0, 0.01, 0.1])
-        try:
-            async for _ in generation:
-                await asyncio.sleep(delay_s)
+    async def cancel_one(delay_s: float) -> None:
+        nonlocal cancelled
+        async with load.request(load.long_prompt(), "cancel_storm") as reading:
+            async for _ in reading.events():
                 break
-            await generation.cancel()
-        except HyperFlexisError as error:
-            load.tally.failures.append(f"cancel: {error}")
-        load.tally.cancelled += 1
+            await asyncio.sleep(delay_s)
+            await reading.generation.aclose()
+            if await load.client.cancel(reading.generation.request_id):
+                cancelled += 1
+            reading.cancelled()
 
-    for _ in range(20):
-        chaos.load.also(cancelled)
-
-
-async def orphan(chaos: Chaos) -> None:
-    """A client that leaves and never comes back: its request must end with its grace."""
-
-    async def leaves(load: Load) -> None:
-        generation = load.generation(load.prompt(), detach_grace_ms=chaos.chance.choice([0, 500]))
-        with contextlib.suppress(HyperFlexisError):
-            async for event in generation:
-                if isinstance(event, Delta):
-                    break
-            await generation.aclose()
-        load.tally.cancelled += 1
-
-    for _ in range(3):
-        chaos.load.also(leaves)
+    delays_s = [chaos.chance.choice([0.0, 0.0, 0.01, 0.1]) for _ in range(STORM)]
+    await asyncio.gather(*(load.also(cancel_one(delay_s)) for delay_s in delays_s))
+    return cancelled >= STORM // 2
 
 
-async def slow_reader(chaos: Chaos) -> None:
-    chaos.load.also(lambda load: load.one(load.prompt(), pause_s=0.3))
+async def orphan(chaos: Chaos) -> bool:
+    """Clients that leave and never come back: their requests must end with their grace (or else are left over)."""
+    load, left = chaos.load, 0
+
+    async def leave(grace_ms: int) -> None:
+        nonlocal left
+        async with load.request(load.long_prompt(), "orphan", detach_grace_ms=grace_ms) as reading:
+            await reading.read(tokens=1)
+            if reading.generation.finished is None:
+                await reading.generation.aclose()
+                left += 1
+                reading.cancelled()
+
+    await asyncio.gather(*(load.also(leave(chaos.chance.choice([0, 500]))) for _ in range(ORPHANS)))
+    return left > 0
+
+
+async def slow_reader(chaos: Chaos) -> bool:
+    reading = chaos.load.request(chaos.load.long_prompt(), "slow_reader")
+
+    async def read() -> None:
+        async with reading:
+            await reading.read(pause_s=0.3)
+
+    chaos.load.also(read())
+    return await until(lambda: reading.deltas >= 3, EFFECT_S) and not reading.ended

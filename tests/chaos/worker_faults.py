@@ -2,55 +2,65 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import signal
 
-from chaos import Chaos
+from chaos import EFFECT_S, Chaos
+from leadership import life_of, wait_for_another_life
+from process_signs import freeze, send, until
 
 
-async def kill_worker(chaos: Chaos) -> None:
+async def kill_worker(chaos: Chaos) -> bool:
     """And another process under the same id."""
-    await chaos.cell.respawn(chaos.worker())
+    return await chaos.cell.respawn(chaos.worker())
 
 
-async def kill_engine(chaos: Chaos) -> None:
-    pid = chaos.cell.engine_pid(chaos.worker())
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+async def kill_engine(chaos: Chaos) -> bool:
+    name = chaos.worker()
+    pid = await _engine(chaos, name)
+    mark = chaos.cell.mark(name)
+    killed = pid is not None and send(pid, signal.SIGKILL)
+    return killed and await mark.saw("the engine died", f"{pid}", timeout_s=EFFECT_S)
 
 
-async def stop_engine(chaos: Chaos) -> None:
+async def stop_engine(chaos: Chaos) -> bool:
     """The engine hangs: the shell lives and says so."""
-    pid = chaos.cell.engine_pid(chaos.worker())
-    if pid is not None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGSTOP)
-            await chaos.pause(0.5, 4.0)
-            os.kill(pid, signal.SIGCONT)
+    pid = await _engine(chaos, chaos.worker())
+    if pid is None or not await freeze(pid):
+        return False
+    await chaos.pause(0.5, 4.0)
+    return send(pid, signal.SIGCONT)
 
 
-async def stop_worker(chaos: Chaos) -> None:
+async def stop_worker(chaos: Chaos) -> bool:
     name = chaos.worker()
-    chaos.cell.signal(name, signal.SIGSTOP)
+    frozen = await chaos.cell.freeze(name)
     await chaos.pause(0.2, 5.0)
-    chaos.cell.signal(name, signal.SIGCONT)
+    return await chaos.cell.thaw(name) and frozen
 
 
-async def stop_replace_continue_worker(chaos: Chaos) -> None:
+async def stop_replace_continue_worker(chaos: Chaos) -> bool:
     """SIGSTOP, another process takes its id, then SIGCONT: it must not be let in again."""
-    name = chaos.worker()
-    old = chaos.cell.children[name]
-    chaos.cell.signal(name, signal.SIGSTOP)
-    await chaos.cell.replace_stopped_worker(name)
+    cell, name = chaos.cell, chaos.worker()
+    older_life = await life_of(cell, name)
+    if not await cell.freeze(name):
+        return False
+    old = await cell.replace_stopped_worker(name)
+    life = await wait_for_another_life(cell, name, older_life, EFFECT_S)
     await chaos.pause(0.1, 3.0)
-    with contextlib.suppress(Exception):
-        old.send(signal.SIGCONT)
+    return life is not None and old.pid is not None and send(old.pid, signal.SIGCONT)
 
 
-async def restart_worker(chaos: Chaos) -> None:
+async def restart_worker(chaos: Chaos) -> bool:
     """Asked to stop (it drains), then started again under its id."""
     name = chaos.worker()
-    await chaos.cell.children[name].stop()
+    child = chaos.cell.children[name]
+    await child.stop()
+    left = child.state == "exited 0"
     await chaos.cell.respawn(name)
+    return left
+
+
+async def _engine(chaos: Chaos, name: str) -> int | None:
+    """Its pid, once it has one: it may be between two lives."""
+    await until(lambda: chaos.cell.engine_pid(name) is not None, EFFECT_S)
+    return chaos.cell.engine_pid(name)
