@@ -49,7 +49,7 @@ demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedd
 ##@ Check it
 
 # Several test processes on few cores: threads that spin for each other cost minutes.
-test test-all test-wheels test-compose chaos bench-control bench-engine: export OMP_NUM_THREADS := 1
+test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine: export OMP_NUM_THREADS := 1
 
 .PHONY: test
 test: $(FULL) $(MODEL)/config.json ## Unit, property, contract and integration tests (ARGS=pytest arguments)
@@ -70,6 +70,11 @@ test-compose: $(FULL) ## The real images under docker compose: replay while a wo
 .PHONY: chaos
 chaos: $(FULL) ## Faults of every kind under load; ends with the count of tokens lost, repeated or spliced
 	$(BIN)/python tests/chaos/run.py $(ARGS)
+
+.PHONY: chaos-embedded
+chaos-embedded: $(FULL) $(MODEL)/config.json ## The same on the torch engine: 50 faults in one cell, build/chaos-embedded/summary.json
+	$(BIN)/python tests/chaos/run.py --engine embedded --model $(MODEL) --faults 50 --cells 1 \
+	  --out build/chaos-embedded $(ARGS)
 
 .PHONY: bench-control
 bench-control: $(FULL) ## Latency and throughput of router and scheduler on modelled workers
