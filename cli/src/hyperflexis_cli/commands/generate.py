@@ -23,7 +23,7 @@ from hyperflexis_cli.console import (
 )
 from hyperflexis_cli.figures import microseconds
 from hyperflexis_cli.measured import choose_model
-from hyperflexis_client import Accepted, AsyncClient, AsyncGeneration, Delta, Finished, Notice, Sampling
+from hyperflexis_client import Accepted, AsyncClient, AsyncGeneration, Delta, Finished, Notice, Prompt, Sampling
 
 
 @friendly
@@ -38,12 +38,18 @@ async def generate(
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a sampled output.", show_default=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends the output; may be given more than once.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="PROMPT is a user's message to the model's chat template.")
+    ] = False,
+    system: Annotated[str, typer.Option(help="With --chat: the system's message before it.", show_default=False)] = "",
     token_ids: Annotated[bool, typer.Option("--token-ids", help="Prompt and output as token ids.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per event.")] = False,
 ) -> int:
     """Generates from PROMPT and streams the output; then a line with the measured times."""
     sampling = Sampling(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop or ())
-    content = _token_ids(prompt) if token_ids else prompt
+    content: Prompt = _token_ids(prompt) if token_ids else prompt
+    if chat:
+        content = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": prompt}]
     routers = targets_of(target)
     name = choose_model(await served_models(routers, api_key), model).name
     async with AsyncClient(routers, api_key) as client:

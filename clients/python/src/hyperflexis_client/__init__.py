@@ -9,6 +9,7 @@ A stream survives the loss of its router: the client goes on at the next one, fr
 
 from hyperflexis_client._async_client import AsyncClient
 from hyperflexis_client._async_generation import AsyncGeneration
+from hyperflexis_client._calls import Prompt
 from hyperflexis_client._details import Violation
 from hyperflexis_client._errors import (
     Aborted,
@@ -73,6 +74,7 @@ __all__ = [
     "Notice",
     "NoticeKind",
     "PermissionDenied",
+    "Prompt",
     "ProtocolError",
     "Refused",
     "RequestDetails",

@@ -11,7 +11,7 @@ from hyperflexis.common.v1 import info_service_pb2
 from hyperflexis.router.v1 import inference_service_pb2 as wire
 from hyperflexis_client._async_generation import AsyncGeneration
 from hyperflexis_client._async_link import AsyncLink
-from hyperflexis_client._calls import DETACH_GRACE_MS, Options, generate_request
+from hyperflexis_client._calls import DETACH_GRACE_MS, Options, Prompt, generate_request
 from hyperflexis_client._conversation import Conversation
 from hyperflexis_client._recovery import RetryPolicy
 from hyperflexis_client._sampling import Sampling
@@ -50,7 +50,7 @@ class AsyncClient:
     def generate(
         self,
         model: str,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         *,
         sampling: Sampling | None = None,
         tier: str = "",
@@ -64,9 +64,9 @@ class AsyncClient:
     ) -> AsyncGeneration:
         """A generation; it starts when it is first read.
 
-        `prompt` is text or token ids. `tier` empty = the router's default; `ttft_ms` and `tpot_ms` override its
-        promise. The request runs on `detach_grace_ms` after its stream is lost. `durable` = recorded before it
-        is accepted, or Unavailable. `return_text` False = token ids only; None = text where the model has a
+        `prompt` is text, token ids, or chat messages. `tier` empty = the router's default; `ttft_ms` and `tpot_ms`
+        override its promise. The request runs on `detach_grace_ms` after its stream is lost. `durable` = recorded
+        before it is accepted, or Unavailable. `return_text` False = token ids only; None = text where the model has a
         tokenizer. `timeout_s` bounds the whole generation, reconnections included.
         Raises ValueError for token ids out of range; all else is raised by reading.
         """

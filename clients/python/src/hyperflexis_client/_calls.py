@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import grpc
 
@@ -68,9 +68,13 @@ class Options:
         return (("authorization", f"Bearer {self.api_key}"),) if self.api_key else ()
 
 
+Prompt = str | Sequence[int] | Sequence[Mapping[str, str]]
+"""Text, token ids, or chat messages `{"role": ..., "content": ...}`."""
+
+
 def generate_request(
     model: str,
-    prompt: str | Sequence[int],
+    prompt: Prompt,
     *,
     sampling: Sampling | None,
     tier: str,
@@ -81,7 +85,7 @@ def generate_request(
     durable: bool,
     return_text: bool | None,
 ) -> wire.GenerateRequest:
-    """The wire request. Raises ValueError for token ids out of range."""
+    """The wire request. Raises ValueError for token ids out of range, KeyError for a message without its role."""
     request = wire.GenerateRequest(
         model=model,
         sampling=(sampling or Sampling()).proto(),
@@ -96,8 +100,13 @@ def generate_request(
     )
     if isinstance(prompt, str):
         request.text = prompt
+    elif prompt and isinstance(prompt[0], Mapping):
+        request.chat.SetInParent()
+        for message in prompt:
+            assert isinstance(message, Mapping), "a chat is messages only"
+            request.chat.messages.add(role=message["role"], content=message["content"])
     else:
-        request.token_ids.packed = pack(prompt)
+        request.token_ids.packed = pack(cast("Sequence[int]", prompt))
     return request
 
 

@@ -18,6 +18,8 @@ class Model:
     ready_workers: int
     has_tokenizer: bool
     """False = prompts must be token ids."""
+    has_chat_template: bool = False
+    """True = prompts may be chat messages."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,8 @@ class Models:
     @classmethod
     def of(cls, message: wire.ListModelsResponse) -> Models:
         models = tuple(
-            Model(m.name, m.context_length, m.vocab_size, m.ready_workers, m.has_tokenizer) for m in message.models
+            Model(m.name, m.context_length, m.vocab_size, m.ready_workers, m.has_tokenizer, m.has_chat_template)
+            for m in message.models
         )
         return cls(models, tuple(Slo.of(tier) for tier in message.tiers), message.default_tier)
 

@@ -61,7 +61,8 @@ class ModelSettings(Section):
     name: str
     """As clients write it."""
     path: Path | None = None
-    """Directory with config.json, safetensors and tokenizer.json (embedded engine, router's tokenizer)."""
+    """Directory with config.json, safetensors and tokenizer.json (embedded engine, router's tokenizer), or the id of a
+    repository of the Hugging Face hub, as owner/name."""
     context_length: int = Field(default=8_192, ge=2)
     """Prompt plus output tokens at most."""
     vocab_size: int = Field(default=32_000, ge=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+from pathlib import Path
 
 import structlog
 
@@ -13,7 +14,9 @@ from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.clock import Clock, SystemClock
+from hyperflexis_common.config import ConfigError
 from hyperflexis_common.metrics import serve_metrics
+from hyperflexis_common.model_files import TOKENIZER_FILES, ModelNotFound, model_directory
 from hyperflexis_common.redis_access import RedisAccess
 from hyperflexis_common.server import Info, ServiceServer, advertised, cancel_all, supervise, wait_for_signal
 from hyperflexis_router.admission import Authenticator, InFlight
@@ -70,9 +73,9 @@ class RouterApp:
         self.address = ""
         faults = faults or Faults()
         clock = clock or SystemClock()
-        catalog, limits = settings.catalog(), settings.request_limits()
-        paths = {model.name: model.path for model in settings.models if model.path is not None}
+        paths = {model.name: _tokenizer_of(model.path) for model in settings.models if model.path is not None}
         self._tokenizing = Tokenizing(paths, settings.tokenizer_threads)
+        catalog, limits = settings.catalog(self._tokenizing.chat_models), settings.request_limits()
         self._access = RedisAccess(settings.redis, clock)
         self.in_flight = InFlight(settings.max_in_flight, settings.max_in_flight_per_tenant)
         timing = RouterTiming(confirm_close=True, no_scheduler_us=settings.no_scheduler_ms * 1_000)
@@ -154,3 +157,11 @@ async def serve(settings: RouterSettings) -> None:
 def key_hash(key: str) -> str:
     """What the configuration holds in place of an API key."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _tokenizer_of(path: Path) -> Path:
+    """The directory with a model's tokenizer. Raises ConfigError."""
+    try:
+        return model_directory(path, TOKENIZER_FILES)
+    except ModelNotFound as error:
+        raise ConfigError(str(error)) from error

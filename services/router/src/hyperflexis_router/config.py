@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import ClassVar
 
 from pydantic import Field
@@ -57,14 +58,16 @@ class RouterSettings(ServiceSettings):
     """Prometheus; 0 = off."""
     log_level: str = "info"
 
-    def catalog(self) -> Catalog:
-        """Models and tiers. Raises ConfigError where they contradict each other."""
+    def catalog(self, chat_models: Collection[str] = ()) -> Catalog:
+        """Models, of which `chat_models` have a chat template, and tiers. Raises ConfigError where they contradict each
+        other."""
         models = {
             model.name: ModelSpec(
                 model.name,
                 model.context_length,
                 model.vocab_size,
                 model.path is not None,
+                model.name in chat_models,
             )
             for model in self.models
         }

@@ -12,10 +12,11 @@ from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.redis_access import RedisAway
+from hyperflexis_router.chat import Message, TemplateRefused
 from hyperflexis_router.core.catalog import Catalog, RequestLimits
 from hyperflexis_router.core.submission import NewRequest
 from hyperflexis_router.core.text import OutputText
-from hyperflexis_router.core.validation import InvalidRequest, body_digest, check_prompt, check_request
+from hyperflexis_router.core.validation import InvalidRequest, Violation, body_digest, check_prompt, check_request
 from hyperflexis_router.faults import Faults
 from hyperflexis_router.live import LiveRequest
 from hyperflexis_router.rejection import Rejected, retry_after
@@ -42,11 +43,17 @@ class Intake:
             checked = check_request(request, self.catalog, self.limits, self.features(request.model))
             if request.HasField("text"):
                 prompt, field = await self.tokenizing.encode(request.model, request.text), "text"
+            elif request.HasField("chat"):
+                messages = [Message(message.role, message.content) for message in request.chat.messages]
+                prompt, field = await self.tokenizing.encode_chat(request.model, messages), "chat"
             else:
                 prompt, field = request.token_ids.packed, "token_ids"
             max_tokens = check_prompt(checked, prompt, field, self.limits)
         except InvalidRequest as error:
             raise Rejected.invalid(error) from error
+        except TemplateRefused as error:
+            violation = Violation("chat.messages", f"the model's chat template refuses them: {error}")
+            raise Rejected.invalid(InvalidRequest("INVALID_ARGUMENT", [violation])) from error
         sampling = sampling_pb2.SamplingParams()
         sampling.CopyFrom(checked.sampling)
         sampling.max_tokens = max_tokens

@@ -36,6 +36,7 @@ class Queries:
                 vocab_size=model.vocab_size,
                 ready_workers=self.board.core.workers.ready(model.name),
                 has_tokenizer=model.has_tokenizer,
+                has_chat_template=model.has_chat_template,
             )
             for model in self.catalog.models.values()
         ]

@@ -25,6 +25,15 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BEGIN, END = "<|begin|>", "<|end|>"
+CHAT_TEMPLATE = """{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message.role not in ("system", "user", "assistant") -%}
+{{- raise_exception("roles are system, user and assistant, not " + message.role) -}}
+{%- endif -%}
+{{- message.role.capitalize() + ": " + message.content | trim + "\n" -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- "Assistant:" -}}{%- endif -%}
+"""
 MARKUP = str.maketrans("", "", '*"`=~^_')
 FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 Array = NDArray[np.float64]
@@ -136,6 +145,7 @@ def _write_files(directory: Path, shape: SampleShape, seed: int) -> None:
         "eos_token": END,
         "model_max_length": shape.context,
         "clean_up_tokenization_spaces": False,
+        "chat_template": CHAT_TEMPLATE,
     }
     _write_json(directory / "tokenizer_config.json", tokenizer_config)
     streams = [[begin, *encoding.ids, end] for encoding in tokenizer.encode_batch(texts)]

@@ -85,12 +85,56 @@ class TokenIds(_message.Message):
 Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
 
 @_typing.final
+class Chat(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
+    def __init__(
+        self,
+        *,
+        messages: _abc.Iterable[Global___ChatMessage] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Chat: _TypeAlias = Chat  # noqa: Y015
+
+@_typing.final
+class ChatMessage(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """As the model's template knows them: system, user, assistant, tool."""
+    content: _builtins.str
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatMessage: _TypeAlias = ChatMessage  # noqa: Y015
+
+@_typing.final
 class GenerateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     TIER_FIELD_NUMBER: _builtins.int
     TTFT_US_FIELD_NUMBER: _builtins.int
@@ -117,6 +161,10 @@ class GenerateRequest(_message.Message):
     @_builtins.property
     def token_ids(self) -> Global___TokenIds: ...
     @_builtins.property
+    def chat(self) -> Global___Chat:
+        """Made into a prompt by the model's own chat template."""
+
+    @_builtins.property
     def sampling(self) -> _sampling_pb2.SamplingParams: ...
     def __init__(
         self,
@@ -124,6 +172,7 @@ class GenerateRequest(_message.Message):
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         token_ids: Global___TokenIds | None = ...,
+        chat: Global___Chat | None = ...,
         sampling: _sampling_pb2.SamplingParams | None = ...,
         tier: _builtins.str = ...,
         ttft_us: _builtins.int = ...,
@@ -133,13 +182,13 @@ class GenerateRequest(_message.Message):
         durability: Global___Durability.ValueType = ...,
         return_text: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_return_text", b"_return_text", "prompt", b"prompt", "return_text", b"return_text", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_return_text", b"_return_text", "chat", b"chat", "prompt", b"prompt", "return_text", b"return_text", "sampling", b"sampling", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_return_text", b"_return_text", "detach_grace_ms", b"detach_grace_ms", "durability", b"durability", "idempotency_key", b"idempotency_key", "model", b"model", "prompt", b"prompt", "return_text", b"return_text", "sampling", b"sampling", "text", b"text", "tier", b"tier", "token_ids", b"token_ids", "tpot_us", b"tpot_us", "ttft_us", b"ttft_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_return_text", b"_return_text", "chat", b"chat", "detach_grace_ms", b"detach_grace_ms", "durability", b"durability", "idempotency_key", b"idempotency_key", "model", b"model", "prompt", b"prompt", "return_text", b"return_text", "sampling", b"sampling", "text", b"text", "tier", b"tier", "token_ids", b"token_ids", "tpot_us", b"tpot_us", "ttft_us", b"ttft_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__return_text: _TypeAlias = _typing.Literal["return_text"]  # noqa: Y015
     _WhichOneofArgType__return_text: _TypeAlias = _typing.Literal["_return_text", b"_return_text"]  # noqa: Y015
-    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids"]  # noqa: Y015
+    _WhichOneofReturnType_prompt: _TypeAlias = _typing.Literal["text", "token_ids", "chat"]  # noqa: Y015
     _WhichOneofArgType_prompt: _TypeAlias = _typing.Literal["prompt", b"prompt"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__return_text) -> _WhichOneofReturnType__return_text | None: ...
@@ -593,6 +642,7 @@ class Model(_message.Message):
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     READY_WORKERS_FIELD_NUMBER: _builtins.int
     HAS_TOKENIZER_FIELD_NUMBER: _builtins.int
+    HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     context_length: _builtins.int
     vocab_size: _builtins.int
@@ -600,6 +650,7 @@ class Model(_message.Message):
     """READY workers of this model known to this router."""
     has_tokenizer: _builtins.bool
     """False = prompts must be token ids."""
+    has_chat_template: _builtins.bool
     def __init__(
         self,
         *,
@@ -608,10 +659,11 @@ class Model(_message.Message):
         vocab_size: _builtins.int = ...,
         ready_workers: _builtins.int = ...,
         has_tokenizer: _builtins.bool = ...,
+        has_chat_template: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "has_tokenizer", b"has_tokenizer", "name", b"name", "ready_workers", b"ready_workers", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_length", b"context_length", "has_chat_template", b"has_chat_template", "has_tokenizer", b"has_tokenizer", "name", b"name", "ready_workers", b"ready_workers", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

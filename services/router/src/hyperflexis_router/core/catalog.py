@@ -14,6 +14,7 @@ class ModelSpec:
     context_length: int
     vocab_size: int
     has_tokenizer: bool = False
+    has_chat_template: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Catalog:
 @dataclass(frozen=True, slots=True)
 class RequestLimits:
     prompt_bytes: int = 4 * 2**20
+    chat_messages: int = 4_096
     default_max_tokens: int = 1_024
     """Where a request states none, within what the context leaves."""
     stop_strings: int = 16

@@ -142,12 +142,27 @@ def _prompt_violations(
             yield Violation("token_ids", f"must be packed 32-bit ids, a multiple of 4 bytes, not {size}")
         elif size > limits.prompt_bytes:
             yield Violation("token_ids", f"{size} bytes are over the limit of {limits.prompt_bytes}")
+    elif kind == "chat":
+        yield from _chat_violations(request.chat, model, limits)
     elif not model.has_tokenizer:
         yield Violation("text", f"model {model.name} has no tokenizer; send token_ids")
     elif not request.text:
         yield Violation("text", "the prompt is empty")
     elif (size := len(request.text.encode())) > limits.prompt_bytes:
         yield Violation("text", f"{size} bytes are over the limit of {limits.prompt_bytes}")
+
+
+def _chat_violations(chat: inference_service_pb2.Chat, model: ModelSpec, limits: RequestLimits) -> Iterator[Violation]:
+    if not model.has_chat_template:
+        yield Violation("chat", f"model {model.name} has no chat template; send text or token_ids")
+    elif not chat.messages:
+        yield Violation("chat.messages", "is empty; send at least one message")
+    elif len(chat.messages) > limits.chat_messages:
+        yield Violation("chat.messages", f"at most {limits.chat_messages}, not {len(chat.messages)}")
+    elif (size := sum(len(message.content.encode()) for message in chat.messages)) > limits.prompt_bytes:
+        yield Violation("chat.messages", f"{size} bytes are over the limit of {limits.prompt_bytes}")
+    elif nameless := [index for index, message in enumerate(chat.messages) if not message.role]:
+        yield Violation(f"chat.messages[{nameless[0]}].role", "is empty; say system, user or assistant")
 
 
 def _sampling_violations(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyperflexis_common.model_files import model_directory
 from hyperflexis_common.step_time import StepTimeModel, load_profile
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.blocks import BlockPool
@@ -51,7 +52,7 @@ def build_engine(settings: WorkerSettings) -> BuiltEngine:
 
     assert model.path is not None, "checked by WorkerSettings.check"
     torch_executor = TorchExecutor(
-        model.path,
+        model_directory(model.path),
         num_blocks=settings.num_blocks,
         block_tokens=settings.block_tokens,
         dtype=settings.dtype,
