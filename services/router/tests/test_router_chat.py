@@ -36,7 +36,8 @@ TEMPLATES = [
 {%- endif %}
 """,
     """{% set ns = namespace(found=false) %}{{ bos_token }}{% for m in messages %}
-{% if m.role == 'tool' %}{% continue %}{% endif %}{% if m.role == 'user' %}{% set ns.found = true %}[INST] {{ m.content }} [/INST]
+{% if m.role == 'tool' %}{% continue %}{% endif %}
+{% if m.role == 'user' %}{% set ns.found = true %}[INST] {{ m.content }} [/INST]
 {% else %}{{ m.content | tojson }}{{ eos_token }}{% endif %}{% endfor %}""",
 ]
 CONVERSATIONS = [
