@@ -90,7 +90,7 @@ class TestHoldQueue:
             elif name not in queue:
                 queue.add(name, "m", key, number)
                 model.append((key, number, name))
-        assert queue.first("m", 3) == [name for _, _, name in sorted(model)[:3]]
+        assert queue.all("m") == [name for _, _, name in sorted(model)]
         assert len(queue) == len(model) and queue.models == (["m"] if model else [])
 
     def test_expiry_is_by_the_time_of_holding(self):

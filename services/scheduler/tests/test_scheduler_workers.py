@@ -153,3 +153,50 @@ class TestLives:
         again = stage.worker("w1", incarnation=1, snapshot=False)
         assert again.last("rejected").reason == ws.Rejected.REASON_INCARNATION
         assert stage.core.cell.fleet.retirements == 1
+
+
+class TestHolding:
+    def test_what_fits_no_ready_worker_keeps_nobody_behind_it_waiting(self, stage):
+        router = stage.router()
+        large = stage.worker("large", context_length=100_000)
+        large.disconnect()
+        stage.worker("small", context_length=1_000, readiness=capability_pb2.READINESS_LOADING, snapshot=False)
+        for number in range(600):
+            router.submit(f"large{number}", prompt_tokens=50_000)
+        for number in range(10):
+            router.submit(f"small{number}")
+        assert not router.all("placed")
+        small = stage.worker("small", incarnation=2, context_length=1_000)
+        stage.tick(200, router, small)
+        placed = {message.request_id for message in router.all("placed")}
+        assert placed == {f"small{number}" for number in range(10)}
+
+
+class TestLostOrders:
+    def test_a_revoke_that_was_lost_with_its_session_is_made_again(self, stage):
+        router = stage.router()
+        worker = stage.worker("w1")
+        for name in "abcd":
+            router.submit(name)
+        held = [
+            stage.status(run.request_id, (run.attempt.leader_epoch, run.attempt.seq), "WAITING")
+            for run in worker.all("run")
+        ]
+        other = stage.worker("w2")
+        stage.tick(300, router, worker, other)
+        assert worker.all("revoke")
+        worker.disconnect()
+        again = stage.worker("w1", snapshot=False)
+        again.snapshot(*held)
+        stage.tick(300, router, again, other)
+        assert again.all("revoke")
+
+    def test_a_drain_taken_back_while_the_worker_is_away_is_told_when_it_is_back(self, stage):
+        worker = stage.worker()
+        drain = {"worker_id": "w1", "drain": ws.Drain(reason="test")}
+        stage.apply(action_id="1", **drain)
+        worker.disconnect()
+        stage.apply(action_id="2", worker_id="w1", drain=ws.Drain(undo=True))
+        again = stage.worker(snapshot=False)
+        again.snapshot(readiness=capability_pb2.READINESS_DRAINING)
+        assert [order.undo for order in again.all("drain")] == [True]

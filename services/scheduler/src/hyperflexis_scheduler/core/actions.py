@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import scheduler_service_pb2
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.worker import WorkerState
@@ -50,6 +51,7 @@ class Actions:
             return ActionResult(Outcome.UNIMPLEMENTED, f"this scheduler cannot apply {action!r} yet")
         if action == "drain":
             worker.draining = not request.drain.undo
+            worker.undraining = request.drain.undo
             worker.drain_reason = request.drain.reason
             self._cell.command(worker, drain=request.drain)
         else:
@@ -64,6 +66,8 @@ class Actions:
         """After a Snapshot: orders that the worker may have missed while its session was broken."""
         if worker.draining:
             self._cell.command(worker, drain={"reason": worker.drain_reason})
+        elif worker.undraining and worker.readiness == capability_pb2.READINESS_DRAINING:
+            self._cell.command(worker, drain={"undo": True})
         if worker.wanted_role and worker.wanted_role != worker.role:
             self._cell.command(worker, set_role={"role": worker.wanted_role})
 

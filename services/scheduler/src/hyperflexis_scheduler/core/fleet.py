@@ -19,12 +19,18 @@ class Pool:
         """Least context length of the eligible ones."""
         self.max_context = 0
         """Largest context length of all; a worker that names none counts as unlimited."""
+        self.ready_context = 0
+        """The largest of the eligible ones."""
+        self.hold_seen = False
+        """Every held request has been looked at since the eligible workers last changed."""
         self.revoking = 0
         """Revokes for a better place that are not answered yet."""
 
     def resize(self) -> None:
         self.eligible = sorted((w for w in self.workers.values() if w.eligible), key=lambda worker: worker.key)
         self.min_context = min((_context(w) for w in self.eligible), default=0)
+        self.ready_context = max((_context(w) for w in self.eligible), default=0)
+        self.hold_seen = False
         self.max_context = max((_context(w) for w in self.workers.values()), default=0)
 
 

@@ -49,10 +49,9 @@ class HoldQueue:
         if not queue:
             del self._by_model[model]
 
-    def first(self, model: str, limit: int) -> list[str]:
-        """The next requests of a model, in order; they stay until removed."""
-        queue = self._by_model.get(model, [])
-        return [request_id for _, _, request_id in reversed(queue[-limit:])]
+    def all(self, model: str) -> list[str]:
+        """The requests of a model, in order; they stay until removed."""
+        return [request_id for _, _, request_id in reversed(self._by_model.get(model, ()))]
 
     def expired(self, limit_us: int, now_us: int) -> list[str]:
         """Those held for `limit_us` or longer; they stay until removed."""

@@ -56,21 +56,24 @@ class Placement:
         self._grants.grant(state, choice.worker, reason or choice.reason, choice.numbers, now_us)
 
     def drain_hold(self, now_us: int) -> None:
-        """Places held requests of the models that have a place now, a bounded number of them."""
+        """Places held requests of the models that have a place now, a bounded number of them. Those that only a worker
+        which is not ready could hold stay, and keep nobody behind them waiting."""
         cell = self._cell
         budget = cell.rules.hold_burst
         for model in cell.hold.models:
             pool = cell.fleet.pool(model)
-            if pool is None or not pool.eligible:
+            if pool is None or not pool.eligible or pool.hold_seen:
                 continue
-            for request_id in cell.hold.first(model, budget):
+            for request_id in cell.hold.all(model):
                 state = cell.book.get(request_id)
                 assert state is not None
-                if not self._fits_later(state, pool):
-                    budget -= 1
-                    self.place(state, now_us)
-            if budget == 0:
-                return
+                if pool.ready_context < state.context_tokens <= pool.max_context:
+                    continue
+                if budget == 0:
+                    return
+                budget -= 1
+                self.place(state, now_us)
+            pool.hold_seen = True
 
     def expire_hold(self, now_us: int) -> None:
         for request_id in self._cell.hold.expired(self._cell.rules.hold_us, now_us):
@@ -143,10 +146,6 @@ class Placement:
         if state.avoid is not None and len(candidates) > 1:
             candidates = [worker for worker in candidates if worker.key != state.avoid]
         return candidates
-
-    def _fits_later(self, state: RequestState, pool: Pool) -> bool:
-        """A worker of the model could hold it, but none of those that are ready."""
-        return state.context_tokens <= pool.max_context and not self._candidates(state, pool)
 
     def _hold(self, state: RequestState, now_us: int) -> None:
         cell = self._cell

@@ -36,6 +36,8 @@ class WorkerState:
         self.us_per_token = PREFILL_US_PER_TOKEN
         self.draining = False
         self.drain_reason = ""
+        self.undraining = False
+        """A drain was taken back, and the worker may not have heard."""
         self.wanted_role = capability_pb2.ROLE_UNSPECIFIED
         self.hung = False
         self.gone = False
