@@ -9,7 +9,7 @@ from chaos import EFFECT_S, Chaos
 from process_signs import until
 from reading import Reading
 
-from hyperflexis_client import Aborted, AsyncClient, Delta
+from hyperflexis_client import Aborted, AsyncClient, Delta, NotFound
 
 STORM = 20
 ORPHANS = 3
@@ -41,7 +41,8 @@ async def _resume(target: str, older: Reading) -> tuple[int, ...]:
         tokens = list(older.received)
         request_id = older.generation.request_id
         generation = client.resume(request_id, next_index=len(tokens), tail=tokens, timeout_s=60)
-        with contextlib.suppress(Aborted):  # what the loser is told
+        # What the loser is told; or that a Redis which has just restarted knows nothing of the request yet.
+        with contextlib.suppress(Aborted, NotFound):
             async for event in generation:
                 if isinstance(event, Delta):
                     tokens += event.token_ids
