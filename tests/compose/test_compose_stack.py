@@ -33,7 +33,7 @@ def stack() -> Iterator[ComposeProject]:
     project = ComposeProject(f"hyperflexis-test-{os.getpid()}")
     try:
         project.compose("up", "--build", "--detach", "--quiet-pull", limit_s=1_000)
-        wait_until(lambda: healthy(project) == LONG_RUNNING, 120, lambda: f"not healthy: {project.states()}")
+        wait_until(lambda: healthy(project) == LONG_RUNNING, 300, lambda: f"not healthy: {project.states()}")
         yield project
     except BaseException:
         print(project.compose("logs", "--no-color", "--tail", "40"))
