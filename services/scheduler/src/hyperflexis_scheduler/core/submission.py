@@ -140,7 +140,9 @@ class Submissions:
 
     def _finished(self, state: RequestState, now_us: int) -> None:
         failed = state.router_attempt_failed and state.router_attempt >= state.attempt
-        if failed or state.worker is None or state.worker.gone:
+        # One below what its router knows is no answer to it: the router would pass over it, and wait.
+        lower = state.router_attempt > state.attempt
+        if failed or lower or state.worker is None or state.worker.gone:
             self._replace(state, now_us)
         else:
             self._grants.send_placed(state, now_us)
