@@ -12,6 +12,7 @@ from worker_process_rig import REFERENCE, FakeRouter, FakeScheduler, eventually,
 
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_common.step_time import SEEDS
 from hyperflexis_worker import shell
 from hyperflexis_worker.app import Worker
 
@@ -29,6 +30,13 @@ async def test_a_request_runs_to_its_end(scheduler: FakeScheduler, worker: Worke
     assert scheduler.kinds("q") == [Update.KIND_STARTED, Update.KIND_FIRST_TOKEN, Update.KIND_FINISHED]
     await eventually(lambda: scheduler.report.load.running == 0)
     await router.close()
+
+
+async def test_it_reports_how_long_its_steps_take(scheduler: FakeScheduler, worker: Worker) -> None:
+    """The seed, slowed as the modelled engine is, until the worker has learnt its own."""
+    await eventually(lambda: scheduler.report_seqs)
+    seed = SEEDS[worker.settings.profile]
+    assert scheduler.report.step_time.c0_us == seed.c0_us * worker.settings.time_scale
 
 
 @pytest.mark.parametrize("mode", ["process", "thread"])

@@ -118,6 +118,7 @@ class Worker:
 
     def _profile(self, ready: EngineReady, address: str) -> WorkerProfile:
         settings = self.settings
+        scale = settings.time_scale if settings.engine == "modelled" else 1.0
         return WorkerProfile(
             key=self.key,
             address=address,
@@ -142,7 +143,7 @@ class Worker:
             gpu_type=settings.gpu_type,
             tags=tuple(sorted(settings.tags.items())),
             version=version_of("worker"),
-            step_time=load_profile(settings.profile).scaled(settings.time_scale).proto(),
+            step_time=load_profile(settings.profile).scaled(scale).proto(),
         )
 
 
