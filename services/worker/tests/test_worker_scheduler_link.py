@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
+from unittest.mock import Mock
 
+import grpc.aio
 import pytest
 from prometheus_client import CollectorRegistry
 from worker_process_rig import FakeScheduler, eventually, worker_settings
 
 from hyperflexis_worker.app import Worker
+from hyperflexis_worker.scheduler_link import SchedulerLink
 
 
 @pytest.fixture
@@ -69,3 +73,22 @@ async def test_a_gap_in_the_commands_brings_the_worker_back(scheduler: FakeSched
 async def test_pings_are_answered(scheduler: FakeScheduler, worker: Worker) -> None:
     await scheduler.ping(7)
     await eventually(lambda: scheduler.pongs == [7])
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_stop_is_heard_whatever_comes_at_the_same_moment(turns: int) -> None:
+    """A worker that leaves as the scheduler closes its session used to dial again instead, for ever."""
+    link = SchedulerLink([], core=Mock(), apply=Mock(), clock=Mock())
+    answer = asyncio.get_running_loop().create_future()
+
+    async def read() -> Any:
+        return await answer
+
+    reading = asyncio.create_task(link._read(Mock(read=read), "s:1"))
+    await asyncio.sleep(0.01)
+    answer.set_result(grpc.aio.EOF)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    if reading.cancel():
+        with pytest.raises(asyncio.CancelledError):
+            await reading

@@ -91,7 +91,9 @@ class SchedulerLink:
         address: str,
     ) -> None:
         while not self._dropped:
-            message = await asyncio.wait_for(call.read(), SILENCE_S)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the message.
+            async with asyncio.timeout(SILENCE_S):
+                message = await call.read()
             if message is grpc.aio.EOF:
                 break
             assert isinstance(message, worker_session_pb2.WorkerSessionResponse)
