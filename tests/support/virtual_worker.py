@@ -10,7 +10,6 @@ from virtual_process import SECOND, TICK_US, Process
 from virtual_scheduler import Scheduler
 
 from hyperflexis.common.v1 import capability_pb2
-from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_common.step_time import SEEDS
@@ -53,6 +52,7 @@ class Worker(Process):
         self.adds_applied = self.steps = 0
         self.engine_life = getattr(self, "engine_life", 0) + 1
         self.stepping = False
+        self.engine_up = True
 
     # --- scheduler ---
 
@@ -92,10 +92,7 @@ class Worker(Process):
         if link is not self.session:
             return
         self._heard_us = self.now_us()
-        if message.HasField("ping"):
-            pong = router_session_pb2.Pong(id=message.ping.id, highest_fence=self.core.highest_fence)
-            link.send("up", worker_session_pb2.WorkerSessionRequest(pong=pong))
-        elif message.HasField("not_leader"):
+        if message.HasField("not_leader"):
             self._drop_session()
         else:
             self.apply(self.core.scheduler_message(message, self.now_us()))
@@ -135,6 +132,8 @@ class Worker(Process):
                 case worker_effects.ToFeed(feed, message):
                     if feed in self.feeds and not self.cell.drop(message):
                         self.feeds[feed].send("down", message)
+                case worker_effects.AddSequence() if not self.engine_up:
+                    pass  # sent to a process that is dead, or not there yet
                 case worker_effects.AddSequence(number, sequence):
                     self.adds_applied = number
                     self.loop.add(sequence)
@@ -202,8 +201,15 @@ class Worker(Process):
 
     def kill_engine(self) -> None:
         self._new_engine()
+        self.engine_up = False
+        life = self.engine_life
         self.apply(self.core.engine_lost("killed", self.now_us()))
-        self.cell.time.after(300_000, lambda: self.deliver(lambda: self.apply(self.core.engine_ready(self.now_us()))))
+        self.cell.time.after(300_000, lambda: self.deliver(lambda: self._engine_ready(life)))
+
+    def _engine_ready(self, life: int) -> None:
+        if life == self.engine_life:
+            self.engine_up = True
+            self.apply(self.core.engine_ready(self.now_us()))
 
     def _tick(self) -> None:
         if self.alive:

@@ -110,15 +110,24 @@ class Rig:
                     at += count
         return found
 
+    def reports(self) -> list[ws.Report]:
+        messages = [effect.message for effect in self.out if isinstance(effect, ToScheduler)]
+        return [message.report for message in messages if message.HasField("report")]
+
+    def told(self) -> list[tuple[str, int]]:
+        """(request, kind) of each update that went out."""
+        return [(update.request_id, update.kind) for report in self.reports() for update in report.updates]
+
     def updates(self) -> list[tuple[str, int]]:
         """(request, kind) of the next report."""
         self.pass_time(100_000)
-        return [
-            (update.request_id, update.kind)
-            for effect in self.out
-            if isinstance(effect, ToScheduler)
-            for update in effect.message.report.updates
-        ]
+        return self.told()
+
+    def lose_engine(self) -> None:
+        self.take(self.core.engine_lost("killed", self.now_us))
+
+    def engine_ready(self) -> None:
+        self.take(self.core.engine_ready(self.now_us))
 
 
 def ready() -> Rig:

@@ -43,6 +43,61 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("HYPERFLEXIS_ROUTER_LISTN", "HYPERFLEXIS_ROUTER_LISTEN"),
+        ("HYPERFLEXIS_ROUTER_LIMITS", "HYPERFLEXIS_ROUTER_LIMIT"),
+        ("hyperflexis_router_lmit", "HYPERFLEXIS_ROUTER_LIMIT"),
+        ("HYPERFLEXIS_ROUTER_LISTEN_PORT", "HYPERFLEXIS_ROUTER_LISTEN"),
+        ("HYPERFLEXIS_ROUTER_TIER__NAME", "HYPERFLEXIS_ROUTER_TIERS"),
+        ("HYPERFLEXIS_REDIS__URLS", "HYPERFLEXIS_REDIS__URL"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, nearest: str) -> None:
+    monkeypatch.setenv(name, "5")
+    with pytest.raises(ConfigError) as caught:
+        load_settings(RouterLike)
+    assert str(caught.value) == f"environment variable {name} is no setting; did you mean {nearest}?"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HYPERFLEXIS_FAULTS", "x"),
+        ("HYPERFLEXIS_CLOCK_OFFSET_US", "5"),
+        ("HYPERFLEXIS_ENGINE_SETTINGS", "{}"),
+        ("HYPERFLEXIS_STACK_RUN", "r"),
+        ("HYPERFLEXIS_WORKER_TYPO", "another service's, which says so itself"),
+        ("HYPERFLEXIS_ROUTER_SERVICE_HOST", "10.0.0.1"),
+        ("HYPERFLEXIS_ROUTER_SERVICE_PORT_GRPC", "50051"),
+        ("HYPERFLEXIS_ROUTER_PORT", "tcp://10.0.0.1:50051"),
+        ("HYPERFLEXIS_ROUTER_PORT_50051_TCP_ADDR", "10.0.0.1"),
+        ("HYPERFLEXIS_ROUTER_0_SERVICE_PORT", "50051"),
+    ],
+)
+def test_what_only_looks_like_a_setting_is_left_alone(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    assert load_settings(RouterLike).listen == "default:1"
+
+
+class ScalerLike(ServiceSettings):
+    section = "scaler"
+
+    listen: str = ""
+
+
+@pytest.mark.parametrize("name", ["ACTION_ID", "CELL", "GROUP", "STATE_DIR"])
+def test_marks_of_the_scaler_are_no_settings(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"HYPERFLEXIS_SCALER_{name}", "x")
+    assert load_settings(ScalerLike).listen == ""
+
+
+def test_every_field_of_redis_can_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYPERFLEXIS_REDIS__TIMEOUT_MS", "250")
+    assert load_settings(RouterLike).redis == RedisSettings(timeout_ms=250)
+
+
 def write(path: Path, text: str) -> Path:
     file = path / "hyperflexis.yaml"
     file.write_text(text)

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from worker_rig import SECOND, Rig, Update, ready
 
-from hyperflexis.common.v1 import capability_pb2
-from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis.worker.v1 import token_feed_pb2 as tf
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.effects import AddSequence, DropScheduler, DropSequence, Leave, RevokeSequence, ToScheduler
-from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.requests import HALF_LIMIT_US
 
 
@@ -135,21 +132,6 @@ def test_revoke_before_the_first_chunk_and_after() -> None:
     assert ("running", Update.KIND_NOT_REVOKED) in rig.updates()
 
 
-def test_a_lost_engine_loses_what_it_worked_on_and_keeps_what_it_finished() -> None:
-    rig = ready()
-    for name in ("done", "live"):
-        rig.run(name)
-        rig.start(name)
-    rig.step(("done", Attempt(1, 1), 0, 5), ended=("done", Attempt(1, 1)))
-    rig.take(rig.core.engine_lost("killed", rig.now_us))
-    assert [gone.request_id for gone in rig.gone()] == ["live"]
-    assert rig.core.readiness == capability_pb2.READINESS_LOADING
-    assert ("live", Update.KIND_LOST) in rig.updates()
-    assert [status.request_id for status in rig.core.requests.statuses()] == ["done"]
-    rig.core.engine_ready(rig.now_us)
-    assert rig.core.readiness == capability_pb2.READINESS_READY
-
-
 def test_draining_takes_nothing_new() -> None:
     rig = ready()
     rig.command(drain=ws.Drain())
@@ -159,80 +141,3 @@ def test_draining_takes_nothing_new() -> None:
     rig.run("b")
     rig.start("b")
     assert rig.of(AddSequence)
-
-
-def test_load_counts_what_the_engine_has_not_seen_yet() -> None:
-    rig = ready()
-    rig.run("a")
-    rig.start("a")
-    rig.run("b")
-    load = rig.core.requests.load(rig.now_us)
-    assert (load.waiting, load.queued_prefill_tokens) == (1, 6), "half a request is work to come, not work undone"
-    rig.take(rig.core.engine_stepped(EngineEvent(adds_applied=1, running=1, queued_prefill_tokens=1), rig.now_us))
-    load = rig.core.requests.load(rig.now_us)
-    assert (load.waiting, load.running, load.queued_prefill_tokens) == (0, 1, 4)
-
-
-def test_a_stall_shows_only_while_there_is_work() -> None:
-    rig = ready()
-    rig.now_us += 60 * SECOND
-    assert rig.core.requests.load(rig.now_us).stalled_us == 0
-    rig.run()
-    rig.start()
-    assert rig.core.requests.load(rig.now_us).stalled_us == 0
-    assert rig.core.requests.load(rig.now_us + 3 * SECOND).stalled_us == 3 * SECOND
-
-
-def test_reports_come_each_second_and_at_once_with_news() -> None:
-    rig = ready()
-    rig.pass_time(500_000)
-    assert not rig.of(ToScheduler)
-    rig.pass_time(500_001)
-    assert len(rig.of(ToScheduler)) == 1
-    rig.pass_time(30_000)
-    rig.command(cancel=ws.Cancel(request_id="x", attempt=Attempt(1, 1).proto()))
-    (effect,) = rig.of(ToScheduler)
-    assert isinstance(effect, ToScheduler)
-    assert effect.message.report.applied_seq == 1
-
-
-def test_no_work_is_given_to_an_engine_that_is_not_there() -> None:
-    """Neither what was half here when it died, nor what comes before the next one serves; none of it is work left."""
-    rig = ready()
-    rig.run("half")
-    rig.take(rig.core.engine_lost("killed", rig.now_us))
-    assert ("half", Update.KIND_LOST) in rig.updates()
-    rig.start("half")
-    rig.run("late")
-    assert ("late", Update.KIND_LOST) in rig.updates()
-    rig.start("late")
-    assert not rig.of(AddSequence) and [gone.request_id for gone in rig.gone()] == ["late"]
-    rig.take(rig.core.engine_ready(rig.now_us))
-    load = rig.core.requests.load(rig.now_us + 60 * SECOND)
-    assert (load.waiting, load.running, load.stalled_us) == (0, 0, 0)
-    rig.run("next")
-    rig.start("next")
-    assert [effect.sequence.request_id for effect in rig.of(AddSequence)] == ["next"]
-
-
-def test_an_engine_that_loads_is_declared_busy() -> None:
-    rig = ready()
-    rig.take(rig.core.engine_lost("killed", rig.now_us))
-    rig.pass_time(SECOND)
-    [report] = [e.message.report for e in rig.out if isinstance(e, ToScheduler) and e.message.HasField("report")][-1:]
-    assert report.busy.reason and report.busy.for_us > SECOND
-    assert report.readiness == capability_pb2.READINESS_LOADING
-
-
-def test_ages_are_corrected_by_the_way_they_took() -> None:
-    rig = ready()
-    rig.take(
-        rig.core.scheduler_message(
-            ws.WorkerSessionResponse(epoch=1, ping=rs.Ping(id=7, one_way_delay_us=250_000)), rig.now_us
-        )
-    )
-    assert [e.message.pong.id for e in rig.of(ToScheduler)] == [7]
-    rig.run()
-    rig.start()
-    [add] = rig.of(AddSequence)
-    assert add.sequence.arrival_us == rig.now_us - 250_000

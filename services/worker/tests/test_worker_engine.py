@@ -116,6 +116,17 @@ async def test_a_killed_engine_ends_its_events() -> None:
         await engine.stop()
 
 
+async def test_an_engine_that_reads_nothing_is_stopped_all_the_same() -> None:
+    engine = EngineHandle(settings("process"))
+    await engine.start()
+    os.kill(engine.pid, signal.SIGSTOP)
+    for number in range(1, 2_000):  # more than its socket holds
+        engine.send(add(number, f"r{number}", committed=[7] * 100))
+    async with asyncio.timeout(10):
+        await engine.stop(grace_s=0.2)
+    assert engine._process is not None and engine._process.poll() is not None
+
+
 async def test_an_engine_that_cannot_start_says_why() -> None:
     broken = WorkerSettings(worker_id="w", models=[ModelSettings(name="m", path="/nonexistent")], engine="embedded")
     engine = EngineHandle(broken)

@@ -3,14 +3,18 @@
 The YAML has a section per service (`router`, `scheduler`, `worker`, `scaler`), `stack` for `hyperflexis up`,
 and what they share at the top: `redis`, `models`, `tiers`, `default_tier`. A service's settings class names
 its section and reads, of the shared keys, those it has fields for. Environment: HYPERFLEXIS_<SECTION>_<FIELD>
-for the service's own fields, HYPERFLEXIS_<KEY> for shared ones. Flags: --field-name.
+for the service's own fields, HYPERFLEXIS_REDIS__<FIELD> and HYPERFLEXIS_DEFAULT_TIER for shared ones. Flags:
+--field-name.
 """
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import sys
 import types
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -21,6 +25,15 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 SHARED_KEYS = ("redis", "models", "tiers", "default_tier")
 SECTIONS = ("router", "scheduler", "worker", "scaler", "stack")
 CONFIG_VARIABLE = "HYPERFLEXIS_CONFIG"
+REDIS_PREFIX = "HYPERFLEXIS_REDIS__"
+MARKS = frozenset(f"HYPERFLEXIS_SCALER_{name}" for name in ("ACTION_ID", "CELL", "GROUP", "STATE_DIR")) | {
+    "HYPERFLEXIS_STACK_RUN"
+}
+"""By these the scaler and `hyperflexis up` know their processes again; they look like settings and are none."""
+SERVICE_LINK = re.compile(r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)")
+SERVICE_LINK_URL = re.compile(r"(tcp|udp|sctp)://")
+"""Kubernetes tells every container of a Service named hyperflexis-worker, say, in variables of these names; that
+called HYPERFLEXIS_WORKER_PORT is known by its value."""
 
 
 class ConfigError(Exception):
@@ -156,21 +169,38 @@ def load_settings(cls: type[Settings], argv: list[str] | None = None, config: Pa
             _cli_kebab_case=True,
             **_shared_environment(cls, document),
         )
-        return settings
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         hint = f"; known keys: {', '.join(sorted(cls.model_fields))}" if first["type"] == "extra_forbidden" else ""
         raise ConfigError(f"{cls.section}.{where}: {first['msg']}{hint}") from error
+    _refuse_unknown(prefix, cls.model_fields)
+    if "redis" in cls.model_fields:
+        _refuse_unknown(REDIS_PREFIX, RedisSettings.model_fields)
+    return settings
+
+
+def _refuse_unknown(prefix: str, fields: Iterable[str]) -> None:
+    """A variable that is no setting is a slip of the pen: what it was to set would silently stay as it is."""
+    known = {prefix + field.upper() for field in fields}
+    for name, value in os.environ.items():
+        start, rest = name.upper()[: len(prefix)], name.upper()[len(prefix) :]
+        if start != prefix or prefix + rest.partition("__")[0] in known or name in MARKS:
+            continue
+        if SERVICE_LINK.fullmatch(rest) or (rest.endswith("PORT") and SERVICE_LINK_URL.match(value)):
+            continue
+        [nearest] = difflib.get_close_matches(name.upper(), sorted(known), n=1, cutoff=0.0)
+        raise ConfigError(f"environment variable {name} is no setting; did you mean {nearest}?")
 
 
 def _shared_environment(cls: type[ServiceSettings], document: dict[str, Any]) -> dict[str, Any]:
-    """HYPERFLEXIS_REDIS__URL and HYPERFLEXIS_DEFAULT_TIER, for classes with those fields."""
+    """HYPERFLEXIS_REDIS__<FIELD> and HYPERFLEXIS_DEFAULT_TIER, for classes with those fields."""
     values: dict[str, Any] = {}
-    if "redis" in cls.model_fields and "HYPERFLEXIS_REDIS__URL" in os.environ:
-        redis = dict(document.get("redis") or {})
-        redis["url"] = os.environ["HYPERFLEXIS_REDIS__URL"]
-        values["redis"] = redis
+    if "redis" in cls.model_fields:
+        named = {field: os.environ.get(REDIS_PREFIX + field.upper()) for field in RedisSettings.model_fields}
+        told = {field: value for field, value in named.items() if value is not None}
+        if told:
+            values["redis"] = {**(document.get("redis") or {}), **told}
     if "default_tier" in cls.model_fields and "HYPERFLEXIS_DEFAULT_TIER" in os.environ:
         values["default_tier"] = os.environ["HYPERFLEXIS_DEFAULT_TIER"]
     return values

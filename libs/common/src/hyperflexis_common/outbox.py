@@ -20,6 +20,7 @@ class Outbox(Generic[Message]):
         self._queue: asyncio.Queue[Message | None] = asyncio.Queue()
         self._limit = limit
         self._closed = False
+        self._was_cut = False
 
     def put(self, message: Message) -> None:
         """Queues a message; after close() it is dropped. Raises OutboxFull beyond the limit."""
@@ -35,6 +36,17 @@ class Outbox(Generic[Message]):
         if not self._closed:
             self._closed = True
             self._queue.put_nowait(None)
+
+    def cut(self) -> None:
+        """Ends the iteration at once: what is queued will be told anew, if anybody asks for it."""
+        while not self._queue.empty():
+            self._queue.get_nowait()
+        self._closed = self._was_cut = True
+        self._queue.put_nowait(None)
+
+    @property
+    def was_cut(self) -> bool:
+        return self._was_cut
 
     @property
     def closed(self) -> bool:

@@ -7,7 +7,7 @@ import contextlib
 import importlib.metadata
 import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import grpc
@@ -147,7 +147,7 @@ async def cancel_all(*tasks: asyncio.Task[Any] | None) -> None:
             await task
 
 
-def supervise(coroutine: Awaitable[None], name: str, on_failure: Callable[[], None]) -> asyncio.Task[None]:
+def supervise(coroutine: Coroutine[Any, Any, None], name: str, on_failure: Callable[[], None]) -> asyncio.Task[None]:
     """A background task whose failure is logged and reported, never silent."""
 
     async def guarded() -> None:
@@ -159,4 +159,7 @@ def supervise(coroutine: Awaitable[None], name: str, on_failure: Callable[[], No
             log.exception("background task failed", task=name)
             on_failure()
 
-    return asyncio.create_task(guarded(), name=name)
+    task = asyncio.create_task(guarded(), name=name)
+    # One that is cancelled before its first step never gets to await the coroutine.
+    task.add_done_callback(lambda _: coroutine.close())
+    return task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 
 import structlog
@@ -54,6 +55,8 @@ class Worker:
         self.key = WorkerKey(worker_id, secrets.randbits(64))
         self._clock = SystemClock()
         self._registry = registry
+        self.address = ""
+        """Once started: what others dial."""
 
     async def start(self) -> str:
         """Starts the engine, then the server. Returns the address others dial. Raises EngineUnusable."""
@@ -63,7 +66,7 @@ class Worker:
         ready = await self._engine_ready()
         info = Info("worker", settings.worker_id, clock=self._clock)
         self._server = ServiceServer(settings.listen, info, ["hyperflexis.worker.v1.WorkerService"])
-        address = advertised(settings.listen, self._server.bind(), settings.advertise)
+        address = self.address = advertised(settings.listen, self._server.bind(), settings.advertise)
         core = WorkerCore(self._profile(ready, address), ROLES[settings.role])
         telemetry = GpuTelemetry(settings.device)
         self._shell = Shell(settings, core, self._engine, self._clock, WorkerMetrics(self._registry), telemetry)
@@ -102,16 +105,20 @@ class Worker:
         await self._shell.stop_engine()
 
     async def _engine_ready(self) -> EngineReady:
-        async for event in self._engine.events():
-            if isinstance(event, EngineReady):
-                return event
-            if isinstance(event, EngineFailed):
-                await self._engine.stop(0.5)
-                raise EngineUnusable(event.message)
-        raise EngineUnusable("the engine process ended before it was ready; its log says why")
+        reason = "the engine process ended before it was ready; its log says why"
+        async with contextlib.aclosing(self._engine.events()) as events:
+            async for event in events:
+                if isinstance(event, EngineReady):
+                    return event
+                if isinstance(event, EngineFailed):
+                    reason = event.message
+                    break
+        await self._engine.stop(0.5)
+        raise EngineUnusable(reason)
 
     def _profile(self, ready: EngineReady, address: str) -> WorkerProfile:
         settings = self.settings
+        scale = settings.time_scale if settings.engine == "modelled" else 1.0
         return WorkerProfile(
             key=self.key,
             address=address,
@@ -136,7 +143,7 @@ class Worker:
             gpu_type=settings.gpu_type,
             tags=tuple(sorted(settings.tags.items())),
             version=version_of("worker"),
-            step_time=load_profile(settings.profile).scaled(settings.time_scale).proto(),
+            step_time=load_profile(settings.profile).scaled(scale).proto(),
         )
 
 

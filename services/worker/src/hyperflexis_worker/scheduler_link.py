@@ -33,6 +33,7 @@ class SchedulerLink:
         self._outbox: Outbox[worker_session_pb2.WorkerSessionRequest] | None = None
         self._dropped = ""
         self._hint = ""
+        self._registered = False
 
     def send(self, message: worker_session_pb2.WorkerSessionRequest) -> None:
         """To the current session; dropped where there is none (its successor begins with a Snapshot)."""
@@ -51,24 +52,24 @@ class SchedulerLink:
     async def run_forever(self) -> None:
         failures = at = 0
         while True:
-            hinted, self._hint = self._hint, ""
-            registered = await self._session(hinted or self._schedulers[at % len(self._schedulers)])
+            registered = await self._session(self._schedulers[at % len(self._schedulers)])
+            if self._hint:
+                # Where a hint leads, another is not followed: standbys may name each other while a third one leads.
+                registered = await self._session(self._hint)
             failures = 0 if registered else failures + 1
-            if self._hint and not hinted:
-                continue  # one hint is followed at once; standbys may name each other while nobody leads
-            at += not self._hint
+            at += 1
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
     async def _session(self, address: str) -> bool:
         """One session, to its end. True if this worker was registered in it."""
         outbox = self._outbox = Outbox[worker_session_pb2.WorkerSessionRequest]()
         outbox.put(self._core.register_message())
-        self._dropped = ""
-        registered = False
+        self._dropped = self._hint = ""
+        self._registered = False
         async with open_channel(address) as channel:
             call = scheduler_service_pb2_grpc.SchedulerServiceStub(channel).WorkerSession(aiter(outbox))
             try:
-                registered = await self._read(call, address)
+                await self._read(call, address)
             except grpc.aio.AioRpcError as error:
                 self._dropped = self._dropped or f"{error.code().name}: {error.details()}"
             except TimeoutError:
@@ -78,9 +79,9 @@ class SchedulerLink:
                 call.cancel()
                 self._outbox = None
                 self._apply(self._core.scheduler_closed(self._clock.now_us()))
-        if registered:
+        if self._registered:
             log.warning("session with the scheduler ended", scheduler=address, reason=self._dropped or "closed")
-        return registered
+        return self._registered
 
     async def _read(
         self,
@@ -88,10 +89,11 @@ class SchedulerLink:
             worker_session_pb2.WorkerSessionRequest, worker_session_pb2.WorkerSessionResponse
         ],
         address: str,
-    ) -> bool:
-        registered = False
+    ) -> None:
         while not self._dropped:
-            message = await asyncio.wait_for(call.read(), SILENCE_S)
+            # Not wait_for: in Python 3.11 it loses a cancellation that comes together with the message.
+            async with asyncio.timeout(SILENCE_S):
+                message = await call.read()
             if message is grpc.aio.EOF:
                 break
             assert isinstance(message, worker_session_pb2.WorkerSessionResponse)
@@ -102,6 +104,5 @@ class SchedulerLink:
                 break
             self._apply(self._core.scheduler_message(message, self._clock.now_us()))
             if kind == "registered" and self._core.connected:
-                registered = True
+                self._registered = True
                 log.info("registered", scheduler=address, epoch=message.registered.fence.epoch)
-        return registered

@@ -39,6 +39,9 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             # First the task, then the core: no message of this feed may come after its end.
             await cancel_all(reader)
             self._shell.close_feed(feed)
+        if outbox.was_cut:
+            reason = "the feed was read too slowly; open it again and Subscribe to what is missing"
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, reason)
 
     async def _hello(self, requests: Requests, context: Context) -> token_feed_pb2.FeedHello:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Iterable
 from typing import cast
 
@@ -37,6 +38,8 @@ from hyperflexis_worker.telemetry import GpuTelemetry
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.02
+FEED_LIMIT = 65_536
+"""Messages that may wait for one router. Beyond it its feed is cut: its requests are orphans until it asks for them."""
 TELEMETRY_S = 1.0
 ENGINE_HUNG_US = 30_000_000
 """An engine with work that has not stepped for this long is killed; its requests have long gone elsewhere."""
@@ -64,6 +67,9 @@ class Shell:
         self._telemetry = telemetry
         self._feeds: dict[int, Outbox[token_feed_pb2.TokenFeedResponse]] = {}
         self._next_feed = 1
+        self._effects: deque[Effect] = deque()
+        self._applying = False
+        self._killed: EngineHandle | None = None
         self.link = SchedulerLink(settings.schedulers, core, self.apply, clock)
         self.leaving = asyncio.Event()
         """Set when this process has no business in the cluster any more."""
@@ -72,12 +78,13 @@ class Shell:
 
     def open_feed(self, hello: token_feed_pb2.FeedHello) -> tuple[int, Outbox[token_feed_pb2.TokenFeedResponse]]:
         feed, self._next_feed = self._next_feed, self._next_feed + 1
-        outbox = self._feeds[feed] = Outbox[token_feed_pb2.TokenFeedResponse]()
+        outbox = self._feeds[feed] = Outbox[token_feed_pb2.TokenFeedResponse](FEED_LIMIT)
         self.apply(self._core.feed_opened(feed, hello, self._clock.now_us()))
         return feed, outbox
 
     def feed_message(self, feed: int, message: token_feed_pb2.TokenFeedRequest) -> None:
-        self.apply(self._core.feed_message(feed, message, self._clock.now_us()))
+        if feed in self._feeds:  # else it was cut, and is only still being read
+            self.apply(self._core.feed_message(feed, message, self._clock.now_us()))
 
     def close_feed(self, feed: int) -> None:
         outbox = self._feeds.pop(feed, None)
@@ -88,23 +95,34 @@ class Shell:
     # --- effects -----------------------------------------------------------------------------------------
 
     def apply(self, effects: Iterable[Effect]) -> None:
-        for effect in effects:
-            match effect:
-                case ToFeed(feed, message):
-                    self._to_feed(feed, message)
-                case ToScheduler(message):
-                    self.link.send(message)
-                case AddSequence():
-                    self._engine.send(_add_frame(effect))
-                case DropSequence(request_id, attempt):
-                    self._engine.send(frames.Drop(request_id, *attempt))
-                case RevokeSequence(request_id, attempt):
-                    self._engine.send(frames.Revoked(request_id, *attempt))
-                case DropScheduler(reason):
-                    self.link.drop(reason)
-                case Leave(reason):
-                    log.error("the scheduler has no place for this worker", reason=reason)
-                    self.leaving.set()
+        """Carries effects out in the order in which the core made them, those that they lead to included."""
+        self._effects.extend(effects)
+        if self._applying:
+            return
+        self._applying = True
+        try:
+            while self._effects:
+                self._carry_out(self._effects.popleft())
+        finally:
+            self._applying = False
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case ToFeed(feed, message):
+                self._to_feed(feed, message)
+            case ToScheduler(message):
+                self.link.send(message)
+            case AddSequence():
+                self._engine.send(_add_frame(effect))
+            case DropSequence(request_id, attempt):
+                self._engine.send(frames.Drop(request_id, *attempt))
+            case RevokeSequence(request_id, attempt):
+                self._engine.send(frames.Revoked(request_id, *attempt))
+            case DropScheduler(reason):
+                self.link.drop(reason)
+            case Leave(reason):
+                log.error("the scheduler has no place for this worker", reason=reason)
+                self.leaving.set()
 
     def _to_feed(self, feed: int, message: token_feed_pb2.TokenFeedResponse) -> None:
         outbox = self._feeds.get(feed)
@@ -114,6 +132,9 @@ class Shell:
             outbox.put(message)
         except OutboxFull as error:
             log.warning("a router reads too slowly, its feed is cut", feed=feed, error=str(error))
+            del self._feeds[feed]
+            outbox.cut()
+            self.apply(self._core.feed_closed(feed, self._clock.now_us()))
 
     # --- loops -------------------------------------------------------------------------------------------
 
@@ -123,8 +144,10 @@ class Shell:
             now_us = self._clock.now_us()
             self.apply(self._core.tick(now_us))
             # One that still loads has no steps to make.
-            if self._core.requests.engine_up and self._core.requests.load(now_us).stalled_us > ENGINE_HUNG_US:
+            stalled = self._core.requests.engine_up and self._core.requests.load(now_us).stalled_us > ENGINE_HUNG_US
+            if stalled and self._killed is not self._engine:
                 log.error("the engine has not stepped for too long, killing it", pid=self._engine.pid)
+                self._killed = self._engine
                 self._engine.kill()
 
     async def telemetry_forever(self) -> None:

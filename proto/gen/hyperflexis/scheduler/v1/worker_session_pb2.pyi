@@ -451,7 +451,7 @@ class RequestUpdate(_message.Message):
         """The planner sees no way to keep the promise; dropped before it started."""
         KIND_CANCELLED: RequestUpdate._Kind.ValueType  # 8
         KIND_LOST: RequestUpdate._Kind.ValueType  # 9
-        """The engine failed or restarted; its work is gone."""
+        """The engine failed or restarted: its work is gone, or came while no engine served."""
         KIND_KV_READY: RequestUpdate._Kind.ValueType  # 10
         KIND_REJECTED: RequestUpdate._Kind.ValueType  # 11
         """Refused outright (duplicate, over the context, draining)."""
@@ -472,7 +472,7 @@ class RequestUpdate(_message.Message):
     """The planner sees no way to keep the promise; dropped before it started."""
     KIND_CANCELLED: RequestUpdate.Kind.ValueType  # 8
     KIND_LOST: RequestUpdate.Kind.ValueType  # 9
-    """The engine failed or restarted; its work is gone."""
+    """The engine failed or restarted: its work is gone, or came while no engine served."""
     KIND_KV_READY: RequestUpdate.Kind.ValueType  # 10
     KIND_REJECTED: RequestUpdate.Kind.ValueType  # 11
     """Refused outright (duplicate, over the context, draining)."""
@@ -512,8 +512,10 @@ Global___RequestUpdate: _TypeAlias = RequestUpdate  # noqa: Y015
 
 @_typing.final
 class Report(_message.Message):
-    """At most ten a second, plus one at once for updates; at least one every report_interval_us. Charges of
-    commands with seq <= applied_seq are in `load` and leave the scheduler's ledger.
+    """Updates go at once, those within 20 ms of the last report together in one: requests wait for them elsewhere. A
+    changed role or readiness waits for nothing. A changed load alone goes at most ten times a second; at least one
+    report goes every report_interval_us. Charges of commands with seq <= applied_seq are in `load` and leave the
+    scheduler's ledger.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -584,14 +586,15 @@ class WorkerLoad(_message.Message):
     STALLED_US_FIELD_NUMBER: _builtins.int
     RETAINED_FINISHED_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
+    """What the engine has and has not begun. A Run without its Start is not there: nothing steps for its sake."""
     running: _builtins.int
     queued_prefill_tokens: _builtins.int
-    """Prompt tokens not yet prefilled, over waiting and running requests."""
+    """Prompt tokens not yet prefilled, over waiting and running requests and Runs that wait for their Start."""
     decode_context_tokens: _builtins.int
     """Context tokens of the running decodes."""
     steps: _builtins.int
     stalled_us: _builtins.int
-    """Microseconds since the last step ended, while there is work; 0 when idle."""
+    """Microseconds since the last step ended, while the engine has work; 0 when it is idle, or none is there."""
     retained_finished: _builtins.int
     @_builtins.property
     def kv(self) -> _capability_pb2.KvPoolStats: ...

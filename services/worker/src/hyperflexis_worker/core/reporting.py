@@ -7,7 +7,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 
 NEWS_INTERVAL_US = 20_000
-"""News goes at once: requests wait for it elsewhere. What happens within this of the last report goes together."""
+"""Updates go at once, as requests wait for them elsewhere; those that follow a report within this go together."""
 LOAD_INTERVAL_US = 100_000
 """Between two reports of a changed load alone."""
 
@@ -54,12 +54,14 @@ class Reporter:
 
     def ripe(self, standing: Standing, now_us: int) -> bool:
         """Is it worth asking `due`?"""
-        return now_us - self._sent_us >= (NEWS_INTERVAL_US if self._news(standing) else LOAD_INTERVAL_US)
+        if standing != self._sent_standing:
+            return True  # rare, and until it is known requests come that must go elsewhere, or wait for no reason
+        return now_us - self._sent_us >= (NEWS_INTERVAL_US if self._updates else LOAD_INTERVAL_US)
 
     def due(self, load: worker_session_pb2.WorkerLoad, standing: Standing, now_us: int) -> bool:
         if not self.ripe(standing, now_us):
             return False
-        if self._news(standing) or now_us - self._sent_us >= self.interval_us:
+        if self._updates or standing != self._sent_standing or now_us - self._sent_us >= self.interval_us:
             return True
         return load.SerializeToString() != self._sent_load
 
@@ -81,9 +83,6 @@ class Reporter:
             readiness=readiness,
             role=role,
         )
-
-    def _news(self, standing: Standing) -> bool:
-        return bool(self._updates) or standing != self._sent_standing
 
     def _sent(self, load: worker_session_pb2.WorkerLoad, standing: Standing, now_us: int) -> None:
         self._sent_us = now_us

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import structlog
 
@@ -61,7 +61,7 @@ class EngineHandle:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frames.encode(message))
 
-    async def events(self) -> AsyncIterator[frames.FromEngine]:
+    async def events(self) -> AsyncGenerator[frames.FromEngine, None]:
         """What the engine says, until it ends."""
         reader = self._reader
         assert reader is not None, "start() comes first"
@@ -73,20 +73,21 @@ class EngineHandle:
             return
 
     def kill(self) -> None:
-        """At once; nothing can kill a thread, so in thread mode it does nothing."""
+        """At once. Nothing can kill a thread: it is left alone without its socket, and leaves when it next looks."""
         if self._process is not None:
             self._process.kill()
+        elif self._writer is not None:
+            self._writer.transport.abort()
 
     async def stop(self, grace_s: float = 2.0) -> None:
         """Asks the engine to leave, then makes it."""
         self.send(frames.Stop())
         if self._writer is not None:
-            with contextlib.suppress(OSError):
-                if not self._writer.is_closing():
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._writer.drain(), grace_s)
-                self._writer.close()
-                await self._writer.wait_closed()
+            self._writer.close()  # once what is queued has gone, Stop at its end
+            with contextlib.suppress(OSError, TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self._writer.wait_closed()
+            self._writer.transport.abort()  # an engine that hangs reads nothing
         if self._process is not None:
             try:
                 await asyncio.to_thread(self._process.wait, grace_s)
