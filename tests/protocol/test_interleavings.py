@@ -43,6 +43,7 @@ FAULTS = (
     "cut",
     "resume_elsewhere",
     "two_resumes",
+    "resume_unnoticed",
     "cancel",
     "cancel_storm",
     *(f"drop_{kind}" for kind in DROPPABLE),
@@ -87,6 +88,8 @@ def inject(cell: VirtualCell, fault: str, chance: random.Random) -> None:
         cell.resume(client, router)
         if fault == "two_resumes":
             cell.resume(client, (router + 1) % len(cell.routers))
+    elif fault == "resume_unnoticed" and clients:
+        cell.resume(chance.choice(clients), router, unaware_us=chance.randrange(0, 8 * SECOND))
     elif fault == "cancel" and clients:
         cell.cancel(chance.choice(clients))
     elif fault == "cancel_storm":

@@ -38,6 +38,8 @@ class VirtualCell:
         self.workers: dict[str, Worker] = {}
         self.routers: list[Router] = []
         self.retired: list[Process] = []
+        self.unaware: dict[tuple[Router, str], object] = {}
+        """Routers that do not know yet that a client of theirs has resumed elsewhere."""
         self._incarnations = 0
         self._epoch = 1
         self.leader: Scheduler | None = Scheduler(self, 1, [])
@@ -73,15 +75,36 @@ class VirtualCell:
         client.router.deliver(lambda: client.router.apply(client.router.core.submit(new, client.router.now_us())))
         return client
 
-    def resume(self, client: Client, router: int) -> None:
-        """The client goes to (another) router with all the tokens it has."""
+    def resume(self, client: Client, router: int, unaware_us: int | None = None) -> None:
+        """The client goes to (another) router with all the tokens it has. With `unaware_us`, the older router never
+        hears of that, and ends the request so much later, when its client's grace is over."""
         target, older = self.routers[router], client.router
         client.gen += 1
         client.router = target
-        if older.alive and client.request_id in older.core:
-            older.deliver(lambda: older.apply(older.core.release(client.request_id, older.now_us())))
+        if unaware_us is not None and older is not target:
+            self._leave_unaware(older, client.request_id, unaware_us)
+        else:
+            older.deliver(lambda: self._release(older, client.request_id))
         new = ResumedRequest(**self._request(client), committed=pack(client.tokens))
-        target.deliver(lambda: target.apply(target.core.resume(new, target.now_us())))
+        target.deliver(lambda: self._take_over(target, new))
+
+    def _take_over(self, router: Router, new: ResumedRequest) -> None:
+        self._release(router, new.request_id)
+        router.apply(router.core.resume(new, router.now_us()))
+
+    def _release(self, router: Router, request_id: str) -> None:
+        self.unaware.pop((router, request_id), None)
+        router.apply(router.core.release(request_id, router.now_us()))
+
+    def _leave_unaware(self, router: Router, request_id: str, for_us: int) -> None:
+        mark = self.unaware[(router, request_id)] = object()
+
+        def end_grace() -> None:
+            if self.unaware.get((router, request_id)) is mark:
+                del self.unaware[(router, request_id)]
+                router.apply(router.core.cancel(request_id, router.now_us()))
+
+        self.time.after(for_us, lambda: router.deliver(end_grace))
 
     def cancel(self, client: Client) -> None:
         client.cancelled = True

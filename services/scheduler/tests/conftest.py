@@ -83,11 +83,13 @@ class FakeRouter(Peer):
         submit = rs.Submit(request_id=request_id, slo=slo or self.stage.slo(), **fields)
         self.send(rs.RouterSessionRequest(submit=submit))
 
-    def cancel(self, request_id: str) -> None:
-        self.send(rs.RouterSessionRequest(cancel=rs.CancelRequestCommand(request_id=request_id)))
+    def cancel(self, request_id: str, owner_gen: int = 0) -> None:
+        cancel = rs.CancelRequestCommand(request_id=request_id, owner_gen=owner_gen)
+        self.send(rs.RouterSessionRequest(cancel=cancel))
 
-    def done(self, *request_ids: str) -> None:
-        self.send(rs.RouterSessionRequest(done=rs.RequestsDone(request_ids=request_ids)))
+    def done(self, *request_ids: str, owner_gen: int = 0) -> None:
+        gens = [owner_gen] * len(request_ids) if owner_gen else []
+        self.send(rs.RouterSessionRequest(done=rs.RequestsDone(request_ids=request_ids, owner_gens=gens)))
 
     def send(self, message: rs.RouterSessionRequest) -> None:
         self.stage.act(self.stage.core.router_message, self.session, message)

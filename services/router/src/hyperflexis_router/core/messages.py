@@ -32,6 +32,17 @@ def submit(
     return router_session_pb2.RouterSessionRequest(submit=message)
 
 
+def cancel(request_id: str, owner_gen: int) -> router_session_pb2.RouterSessionRequest:
+    """`owner_gen` 0: whoever owns it."""
+    message = router_session_pb2.CancelRequestCommand(request_id=request_id, owner_gen=owner_gen)
+    return router_session_pb2.RouterSessionRequest(cancel=message)
+
+
+def done(request_id: str, owner_gen: int) -> router_session_pb2.RouterSessionRequest:
+    message = router_session_pb2.RequestsDone(request_ids=[request_id], owner_gens=[owner_gen])
+    return router_session_pb2.RouterSessionRequest(done=message)
+
+
 def start(new: NewRequest, attempt: Attempt, committed: bytes, now_us: int) -> token_feed_pb2.TokenFeedRequest:
     message = token_feed_pb2.Start(
         request_id=new.request_id,

@@ -10,6 +10,7 @@ from hyperflexis.common.v1 import identity_pb2, sampling_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt, WorkerKey
+from hyperflexis_router.core import messages
 from hyperflexis_router.core.effects import CloseFeed, Effect, OpenFeed
 from hyperflexis_router.core.feed import Feed
 from hyperflexis_router.core.request import Request
@@ -30,7 +31,7 @@ class RouterCore:
         self._session = SchedulerSession(self._timing)
         self._requests: dict[str, Request] = {}
         self._feeds: dict[WorkerKey, Feed] = {}
-        self._unconfirmed: dict[str, list[Feed]] = {}
+        self._unconfirmed: dict[str, tuple[int, list[Feed]]] = {}
 
     @property
     def highest_fence(self) -> identity_pb2.Fence:
@@ -84,17 +85,18 @@ class RouterCore:
         return []
 
     def cancel_elsewhere(self, request_id: str, now_us: int) -> list[Effect]:
-        """Cancels a request that another router submitted and this one has just taken over."""
+        """Cancels a request that another router submitted and this one has just taken over: it never submitted, so
+        that the scheduler knows the owner before only."""
         out: list[Effect] = []
-        self._send_cancel(request_id, out)
+        self._session.send_end(messages.cancel(request_id, owner_gen=0), out)
         return out
 
     def closed(self, request_id: str, now_us: int) -> list[Effect]:
         """With `confirm_close`: the record of a finished request is written, its worker may forget it."""
         out: list[Effect] = []
-        feeds = self._unconfirmed.pop(request_id, None)
-        if feeds is not None:
-            self._close(request_id, feeds, out)
+        unconfirmed = self._unconfirmed.pop(request_id, None)
+        if unconfirmed is not None:
+            self._close(request_id, *unconfirmed, out)
         return out
 
     # --- the scheduler's side ---
@@ -268,22 +270,17 @@ class RouterCore:
     def _settle(self, request: Request, out: list[Effect]) -> None:
         """An ended request leaves; its worker and the scheduler hear of it."""
         del self._requests[request.request_id]
-        feeds = request.leave_feeds()
+        request_id, owner_gen, feeds = request.request_id, request.new.owner_gen, request.leave_feeds()
         if request.may_run_on:
             for feed in feeds:
-                feed.send_closed(request.request_id, out)
-            self._send_cancel(request.request_id, out)
+                feed.send_closed(request_id, out)
+            self._session.send_end(messages.cancel(request_id, owner_gen), out)
         elif self._timing.confirm_close:
-            self._unconfirmed[request.request_id] = feeds
+            self._unconfirmed[request_id] = (owner_gen, feeds)
         else:
-            self._close(request.request_id, feeds, out)
+            self._close(request_id, owner_gen, feeds, out)
 
-    def _send_cancel(self, request_id: str, out: list[Effect]) -> None:
-        cancel = router_session_pb2.CancelRequestCommand(request_id=request_id)
-        self._session.send_end(router_session_pb2.RouterSessionRequest(cancel=cancel), out)
-
-    def _close(self, request_id: str, feeds: list[Feed], out: list[Effect]) -> None:
+    def _close(self, request_id: str, owner_gen: int, feeds: list[Feed], out: list[Effect]) -> None:
         for feed in feeds:
             feed.send_closed(request_id, out)
-        done = router_session_pb2.RequestsDone(request_ids=[request_id])
-        self._session.send_end(router_session_pb2.RouterSessionRequest(done=done), out)
+        self._session.send_end(messages.done(request_id, owner_gen), out)

@@ -116,9 +116,9 @@ class SchedulerCore:
         if kind == "submit":
             reign.submissions.submit(router, request.submit, now_us)
         elif kind == "cancel":
-            reign.submissions.cancel(router, request.cancel.request_id, now_us)
+            reign.submissions.cancel(request.cancel, now_us)
         elif kind == "done":
-            reign.submissions.done(request.done.request_ids, now_us)
+            reign.submissions.done(request.done, now_us)
         elif kind == "pong":
             router.pulse.pong(request.pong.id, now_us)
             reign.cell.heard_fence(request.pong.highest_fence)

@@ -1,8 +1,12 @@
-"""What routers ask: Submit, Cancel, RequestsDone (docs/protocol.md, "One resubmitter")."""
+"""What routers ask: Submit, Cancel, RequestsDone (docs/protocol.md, "One resubmitter").
+
+A router whose client has resumed elsewhere may not know it yet: its Cancel, or RequestsDone, says only that *it* is
+through with the request, and changes nothing for the owner since.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from itertools import zip_longest
 
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
@@ -31,7 +35,7 @@ class Submissions:
             )
             self._cell.to_router(router.key, refused=refused)
             return
-        if state is not None and state.phase in (Phase.REFUSED, Phase.CANCELLED):
+        if state is not None and self._over(state, submit):
             state.router = router.key
             self._refuse_again(state)
             return
@@ -47,16 +51,18 @@ class Submissions:
             self._placed(state, now_us)
         elif state.phase is Phase.FINISHED:
             self._finished(state, now_us)
-        elif state.phase is Phase.LOST:
+        elif state.phase in (Phase.LOST, Phase.CANCELLED):
             self._resume(state, now_us)
         else:
             self._placement.send_queued(state, now_us)
 
-    def cancel(self, router: RouterState, request_id: str, now_us: int) -> None:
+    def cancel(self, cancel: router_session_pb2.CancelRequestCommand, now_us: int) -> None:
         """Also remembered for an unknown id: a Submit that comes after its Cancel must not run."""
+        request_id = cancel.request_id
         state = self._cell.book.get(request_id) or self._cell.book.add(request_id, now_us)
-        if state.phase in (Phase.CANCELLED, Phase.REFUSED):
+        if state.phase in (Phase.CANCELLED, Phase.REFUSED) or not state.owned_by(cancel.owner_gen):
             return
+        state.owner_gen = cancel.owner_gen
         if state.phase is Phase.PLACED:
             self._grants.cancel_attempt(state, "cancelled by its client")
         self._grants.end(state, Phase.CANCELLED, "cancel", "client", now_us)
@@ -64,11 +70,11 @@ class Submissions:
             request_id=request_id, reason=router_session_pb2.REFUSAL_REASON_CANCELLED, message="cancelled"
         )
 
-    def done(self, request_ids: Iterable[str], now_us: int) -> None:
+    def done(self, done: router_session_pb2.RequestsDone, now_us: int) -> None:
         """Their routers need nothing more; what is left is kept for ExplainRequest only."""
-        for request_id in request_ids:
+        for request_id, owner_gen in zip_longest(done.request_ids, done.owner_gens[: len(done.request_ids)]):
             state = self._cell.book.get(request_id)
-            if state is None:
+            if state is None or not state.owned_by(owner_gen or 0):
                 continue
             state.done = True
             # A placed one occupies its worker until the worker reports its end.
@@ -82,6 +88,11 @@ class Submissions:
             state = self._cell.book.get(request_id)
             assert state is not None
             self._placement.place(state, now_us)
+
+    def _over(self, state: RequestState, submit: router_session_pb2.Submit) -> bool:
+        """It was refused; or cancelled, by this owner, one before it, or for whoever owns it."""
+        cancelled = state.phase is Phase.CANCELLED and not state.taken_over_by(submit.owner_gen)
+        return state.phase is Phase.REFUSED or cancelled
 
     def _first(self, state: RequestState, resume: bool, now_us: int) -> None:
         cell = self._cell
