@@ -30,6 +30,14 @@ class TestTakenOver:
         newer.done("q", owner_gen=22)
         assert stage.core.cell.book.get("q").phase is Phase.FINISHED
 
+    def test_what_the_older_router_closed_is_open_again_for_the_newer(self, stage):
+        worker, older, newer = stage.worker(), stage.router("r1"), stage.router("r2")
+        older.submit("q", owner_gen=11)
+        older.done("q", owner_gen=11)
+        newer.submit("q", owner_gen=22, resume=True, last_attempt=worker.last("run").attempt)
+        worker.update("lost", worker.last("run"))
+        assert newer.last("lost").request_id == "q"
+
     def test_a_cancel_without_an_owner_counts_whoever_has_it(self, stage):
         worker, older, _ = self.taken_over(stage)
         older.cancel("q")

@@ -124,6 +124,7 @@ class RequestState:
         if self.owner_gen and self.owner_gen != submit.owner_gen:
             self.former_gens = (*self.former_gens, self.owner_gen)[-MAX_FORMER_OWNERS:]
         self.owner_gen = submit.owner_gen
+        self.done = False
         self.model = submit.model
         self.tenant = submit.tenant
         if not self.downgraded_from:
