@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
+from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import scheduler_service_pb2
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.worker import WorkerState
@@ -51,7 +52,8 @@ class Actions:
         if action == "drain":
             worker.draining = not request.drain.undo
             worker.drain_reason = request.drain.reason
-            self._cell.command(worker, drain=request.drain)
+            seq = self._cell.command(worker, drain=request.drain)
+            worker.undo_seq = seq if request.drain.undo else None
         else:
             worker.wanted_role = request.set_role.role
             self._cell.command(worker, set_role=request.set_role)
@@ -64,8 +66,17 @@ class Actions:
         """After a Snapshot: orders that the worker may have missed while its session was broken."""
         if worker.draining:
             self._cell.command(worker, drain={"reason": worker.drain_reason})
+        elif worker.undo_seq is not None:
+            # Not for ever: a worker that is stopped later drains by itself, and means it.
+            draining = worker.readiness == capability_pb2.READINESS_DRAINING
+            worker.undo_seq = self._cell.command(worker, drain={"undo": True}) if draining else None
         if worker.wanted_role and worker.wanted_role != worker.role:
             self._cell.command(worker, set_role={"role": worker.wanted_role})
+
+    def applied(self, worker: WorkerState, applied_seq: int) -> None:
+        """A Report says up to which command the worker has come."""
+        if worker.undo_seq and applied_seq >= worker.undo_seq:
+            worker.undo_seq = None
 
     def _remember(self, action_id: str) -> None:
         self._applied[action_id] = None

@@ -28,6 +28,10 @@ class Snapshots:
     def reconcile(self, worker: WorkerState, snapshot: worker_session_pb2.Snapshot, now_us: int) -> None:
         """Afterwards every attempt on the worker is current or being cancelled, and every current attempt
         that should be there is, or its router has been told that it is lost."""
+        for state in worker.attempts.values():
+            # Its Revoke, or the answer, may have gone with the session before: what is still unstarted may be asked
+            # for again.
+            self._grants.revoke_answered(state)
         current = {status.request_id for status in snapshot.requests if self._claim(worker, status, now_us)}
         for state in list(worker.attempts.values()):
             # A Run that is still on its way may be newer than the Snapshot.

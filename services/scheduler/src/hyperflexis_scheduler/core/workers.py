@@ -131,6 +131,7 @@ class Workers:
             self._disconnect(worker, f"command {report.applied_seq + 1} never came: come back with a snapshot", now_us)
             return
         self._reports.report(worker, report, now_us)
+        self._actions.applied(worker, report.applied_seq)
         if worker.hung:
             if worker.recovered(worker.load):
                 self._disconnect(worker, "it steps again: come back with a snapshot", now_us)
