@@ -15,6 +15,7 @@ from hyperflexis.common.v1 import identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_scheduler import service
 
 
 @pytest.fixture(scope="module")
@@ -168,6 +169,16 @@ async def test_retired_incarnations_survive_the_leader(cluster):
     with pytest.raises(AssertionError, match="stream ended"):
         await old.register(incarnation=1)
     await cluster.worker(successor).register(incarnation=2)
+
+
+@pytest.mark.parametrize("method, greeting", [("RouterSession", "hello"), ("WorkerSession", "register")])
+async def test_a_stream_that_says_nothing_is_ended(cluster, monkeypatch, method, greeting):
+    monkeypatch.setattr(service, "GREETING_S", 0.2)
+    app = await cluster.scheduler()
+    stream = Stream(app.address, method)
+    cluster.streams.append(stream)
+    assert await stream.ended() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert f"send {greeting} first" in await stream.call.details()
 
 
 @pytest.mark.parametrize("method", ["RouterSession", "WorkerSession"])

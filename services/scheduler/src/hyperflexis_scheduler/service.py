@@ -26,6 +26,8 @@ from hyperflexis_scheduler.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
+GREETING_S = 5.0
+"""A stream that has not said by then who it is ends: it is nobody's, and nobody would ever miss it."""
 WATCH_EVERY_S = 1.0
 WATCH_LOOK_S = 0.05
 """A watcher hears of a change this late at most, and not more often."""
@@ -151,7 +153,12 @@ class SchedulerService(scheduler_service_pb2_grpc.SchedulerServiceServicer):
             session.outbox.close()
 
     async def _first(self, requests: AsyncIterator[Any], kind: str, context: Any) -> Any:
-        first = await _next(requests)
+        try:
+            async with asyncio.timeout(GREETING_S):
+                first = await _next(requests)
+        except TimeoutError:
+            message = f"nothing came for {GREETING_S:g} s: send {kind} first, at once"
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, message)
         if first is None or first.WhichOneof("message") != kind:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"the first message must be {kind}")
         return first
