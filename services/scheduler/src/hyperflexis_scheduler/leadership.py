@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
+from typing import TypeVar
 
 import grpc.aio
 import structlog
@@ -31,6 +32,8 @@ from hyperflexis_scheduler.leader_lease import LeaderLease, WorkerRecord
 
 log = structlog.get_logger(__name__)
 
+Answer = TypeVar("Answer")
+
 TICK_S = 0.05
 RECORDS_S = 1.0
 
@@ -55,6 +58,8 @@ class Leadership:
         self.address = ""
         """What peers dial; set before `run`."""
         self._probe_timeout_s = probe_timeout_s
+        self.trouble = ""
+        """What Redis answered instead of doing what it was asked, until it does."""
         self._tasks: set[asyncio.Task[None]] = set()
         desk.on_higher_epoch = self._heard
 
@@ -132,28 +137,35 @@ class Leadership:
         if not task.cancelled() and task.exception() is not None:
             log.error("election task failed", exc_info=task.exception())
 
-    async def _observe(self, ticket: int) -> None:
+    async def _answer(self, question: Awaitable[Answer]) -> Answer | None:
+        """What Redis says. None where it does not, whatever it does instead: a question without an answer would be
+        the election's last."""
         try:
-            lease, counter = await self._lease.observe()
+            answer = await question
         except RedisAway:
-            self._perform(self.election.observed(ticket, False, None, 0, self._clock.now_us()))
-        else:
-            self._perform(self.election.observed(ticket, True, lease, counter, self._clock.now_us()))
+            return None
+        except Exception as error:
+            trouble = f"{type(error).__name__}: {error}"
+            if trouble != self.trouble:
+                log.warning("redis cannot serve the election; it goes on as if redis were away", error=trouble)
+            self.trouble = trouble
+            return None
+        self.trouble = ""
+        return answer
+
+    async def _observe(self, ticket: int) -> None:
+        answer = await self._answer(self._lease.observe())
+        lease, counter = answer or (None, 0)
+        self._perform(self.election.observed(ticket, answer is not None, lease, counter, self._clock.now_us()))
 
     async def _acquire(self, ticket: int, floor: int) -> None:
-        try:
-            epoch, holder = await self._lease.acquire(self.address, floor)
-        except RedisAway:
-            epoch, holder = 0, None
+        epoch, holder = await self._answer(self._lease.acquire(self.address, floor)) or (0, None)
         self._perform(self.election.acquired(ticket, epoch, holder, self._clock.now_us()))
 
     async def _renew(self, ticket: int, epoch: int) -> None:
-        try:
-            held, holder = await self._lease.renew(self.address, epoch)
-        except RedisAway:
-            self._perform(self.election.renewed(ticket, False, False, None, self._clock.now_us()))
-        else:
-            self._perform(self.election.renewed(ticket, True, held, holder, self._clock.now_us()))
+        answer = await self._answer(self._lease.renew(self.address, epoch))
+        held, holder = answer or (False, None)
+        self._perform(self.election.renewed(ticket, answer is not None, held, holder, self._clock.now_us()))
 
     async def _probe(self, ticket: int, address: str) -> None:
         leads = False
@@ -164,6 +176,8 @@ class Leadership:
                 leads = (await stub.GetLeader(request, timeout=self._probe_timeout_s)).is_leader
         except grpc.aio.AioRpcError:
             pass
+        except Exception:
+            log.exception("the last known leader cannot be probed", address=address)
         self._perform(self.election.probed(ticket, leads, self._clock.now_us()))
 
     async def _begin(self, fence: identity_pb2.Fence) -> None:
@@ -183,8 +197,8 @@ class Leadership:
     async def _release(self, epoch: int) -> None:
         try:
             await self._lease.release(epoch)
-        except RedisAway:
-            log.info("lease not released: redis is away", epoch=epoch)
+        except Exception as error:
+            log.info("lease not released; it runs out by itself", epoch=epoch, error=f"{type(error).__name__}: {error}")
 
     async def _write_records(self) -> None:
         """In the background: decisions never wait for Redis."""

@@ -80,7 +80,7 @@ Output = Observe | Probe | Acquire | Renew | Lead | StepDown
 
 class Election:
     """Feed it a tick each 100 ms or so, and every answer. At most one question is open at a time; answers to
-    older questions are ignored. Every question must be answered, by None where Redis did not."""
+    older questions are ignored. Every question must be answered, also where Redis did not: none is asked before."""
 
     def __init__(self, leader_id: str, timing: Timing, now_us: int) -> None:
         self.leader_id = leader_id
