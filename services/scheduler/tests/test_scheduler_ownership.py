@@ -56,10 +56,24 @@ class TestTakenOver:
         newer.submit("q", owner_gen=22, resume=True)
         assert newer.last("placed").attempt == worker.last("run").attempt
 
-    def test_nobody_brings_back_what_its_last_owner_cancelled(self, stage):
-        worker, older, newer = self.taken_over(stage)
+    def test_an_owner_does_not_bring_back_what_it_has_cancelled(self, stage):
+        worker, _, newer = self.taken_over(stage)
         newer.cancel("q", owner_gen=22)
+        newer.submit("q", owner_gen=22, resume=True)
+        assert newer.last("refused").message == "cancelled" and len(worker.all("run")) == 1
+
+    def test_nobody_brings_back_what_was_cancelled_for_whoever_owns_it(self, stage):
+        worker, older, newer = self.taken_over(stage)
+        newer.cancel("q")
         older.submit("q", owner_gen=11, resume=True)
         newer.submit("q", owner_gen=22, resume=True)
         assert older.last("refused").message == newer.last("refused").message == "cancelled"
         assert len(worker.all("run")) == 1
+
+    def test_an_older_owners_submit_may_come_last_and_its_cancel_after_that(self, stage):
+        worker, older, newer = self.taken_over(stage)
+        older.submit("q", owner_gen=11, resume=True)
+        older.cancel("q", owner_gen=11)
+        failed = worker.last("run").attempt
+        newer.submit("q", owner_gen=22, resume=True, last_attempt=failed, last_attempt_failed=True)
+        assert newer.last("placed").attempt == worker.last("run").attempt != failed

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 MAX_DECISIONS = 32
 """Kept per request; the oldest go first."""
 
-MAX_FORMER_OWNERS = 8
-
 BEST_EFFORT_TTFT_US = 3_600_000_000
 """The deadline of a request whose promise is broken already: after everything that still has one."""
 
@@ -111,8 +109,6 @@ class RequestState:
     """Its router has closed its record."""
     owner_gen: int = 0
     """Of the stream that submitted, or cancelled, last; 0 = not told."""
-    former_gens: tuple[int, ...] = ()
-    """The owners before, newest last."""
     notes: deque[Note] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
 
     def take(self, submit: router_session_pb2.Submit, router: RouterKey, delay_us: int, now_us: int) -> None:
@@ -121,8 +117,6 @@ class RequestState:
             self.arrived_us = now_us - submit.age_us - delay_us
         self.known = True
         self.router = router
-        if self.owner_gen and self.owner_gen != submit.owner_gen:
-            self.former_gens = (*self.former_gens, self.owner_gen)[-MAX_FORMER_OWNERS:]
         self.owner_gen = submit.owner_gen
         self.done = False
         self.model = submit.model
@@ -137,12 +131,8 @@ class RequestState:
         self.router_attempt_failed = submit.last_attempt_failed
 
     def owned_by(self, owner_gen: int) -> bool:
-        """May this owner end it? One that another stream has taken it over from may not."""
+        """Is this the stream that submitted, or cancelled, last? Where one of them is not told, it counts as that."""
         return not owner_gen or not self.owner_gen or owner_gen == self.owner_gen
-
-    def taken_over_by(self, owner_gen: int) -> bool:
-        """Is this an owner that it has not had before? What the last one wanted does not bind it."""
-        return not self.owned_by(owner_gen) and owner_gen not in self.former_gens
 
     @property
     def deadline_us(self) -> int:

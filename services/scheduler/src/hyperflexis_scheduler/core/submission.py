@@ -90,8 +90,9 @@ class Submissions:
             self._placement.place(state, now_us)
 
     def _over(self, state: RequestState, submit: router_session_pb2.Submit) -> bool:
-        """It was refused; or cancelled, by this owner, one before it, or for whoever owns it."""
-        cancelled = state.phase is Phase.CANCELLED and not state.taken_over_by(submit.owner_gen)
+        """It was refused, or cancelled by this owner or for whoever owns it. Owners have no order, and their messages
+        may overtake each other: what one of them cancels, another one may still want."""
+        cancelled = state.phase is Phase.CANCELLED and state.owned_by(submit.owner_gen)
         return state.phase is Phase.REFUSED or cancelled
 
     def _first(self, state: RequestState, resume: bool, now_us: int) -> None:
