@@ -11,14 +11,20 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis_server import RedisServer
 from scheduler_rig import Cluster
 
+from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
+from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.clock import FakeClock
+from hyperflexis_common.redis_access import RedisAway
+from hyperflexis_scheduler import memory_keeper
 from hyperflexis_scheduler.core.dispatch import RoundRobin
 from hyperflexis_scheduler.core.election import Election, Lease, Timing
+from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 from hyperflexis_scheduler.desk import Desk
 from hyperflexis_scheduler.faults import Faults
 from hyperflexis_scheduler.leadership import Leadership
+from hyperflexis_scheduler.memory_keeper import MemoryKeeper
 
 TIMING = Timing()
 
@@ -43,9 +49,6 @@ class FakeLease:
     async def release(self, epoch):
         self._answer("release", None)
 
-    async def read_workers(self):
-        return self._answer("read", [])
-
     def _answer(self, question, answer):
         self.asked.append(question)
         if self.error is not None:
@@ -53,15 +56,37 @@ class FakeLease:
         return answer
 
 
+class FakeStore:
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.memory = Memory()
+        self.written: list[Memory] = []
+        self.reads = 0
+
+    async def read(self):
+        self.reads += 1
+        if self.error is not None:
+            raise self.error
+        return self.memory
+
+    async def write(self, epoch, memory):
+        if self.error is not None:
+            raise self.error
+        self.written.append(memory)
+
+
 class Candidate:
     """A Leadership whose time the test moves."""
 
     def __init__(self) -> None:
         self.clock, self.lease, faults = FakeClock(), FakeLease(), Faults("")
-        self.core = SchedulerCore(Rules(), RoundRobin())
+        self.core, self.store = SchedulerCore(Rules(), RoundRobin()), FakeStore()
         desk = Desk(self.core, self.clock, faults, 100)
         election = Election("me", TIMING, self.clock.now_us())
-        self.leadership = Leadership(election, self.lease, desk, self.clock, faults, probe_timeout_s=0.1)
+        self.keeper = MemoryKeeper(self.store, desk)
+        self.leadership = Leadership(
+            election, self.lease, desk, self.clock, faults, probe_timeout_s=0.1, keeper=self.keeper
+        )
 
     async def turn(self, by_us: int = TIMING.renew_us) -> list[str]:
         """Time passes; what was asked meanwhile."""
@@ -96,7 +121,7 @@ class TestErrors:
         assert await candidate.turn() == ["observe"]
         assert await candidate.turn() == ["observe"]
         candidate.lease.error = None
-        assert await candidate.turn() == ["observe", "acquire", "read"]
+        assert await candidate.turn() == ["observe", "acquire"]
         assert candidate.core.cell is not None
 
     async def test_a_candidate_that_could_not_acquire_stands_again(self, error):
@@ -124,6 +149,47 @@ class TestErrors:
         for _ in range(5):
             await candidate.turn()
         assert candidate.core.cell is not None
+
+
+ODD = [*ERRORS, RedisAway("away"), TypeError("nonsense")]
+
+
+class TestMemory:
+    @pytest.mark.parametrize("error", ODD, ids=lambda error: type(error).__name__)
+    async def test_a_leader_begins_without_what_it_cannot_read_and_reads_it_later(self, error):
+        candidate = Candidate()
+        candidate.store.error = error
+        await candidate.turn()
+        assert candidate.core.cell is not None and not candidate.core.cell.remembers
+        await candidate.keeper._keep()
+        assert not candidate.core.cell.remembers and not candidate.store.written
+        candidate.store.error = None
+        candidate.store.memory = Memory((WorkerRecord(WorkerKey("w", 2), "", "m", b"", (1,)),), scaler_epoch=4)
+        await candidate.keeper._keep()
+        assert candidate.core.cell.fleet.lives.is_retired(WorkerKey("w", 1))
+        assert candidate.store.written == [Memory(scaler_epoch=4)]
+
+    async def test_what_must_not_be_forgotten_is_written_at_once(self, monkeypatch):
+        monkeypatch.setattr(memory_keeper, "PERIOD_S", 3_600)
+        candidate = Candidate()
+        await candidate.turn()
+        running = asyncio.create_task(candidate.keeper.run(lambda: True))
+        drain = ss.ApplyRequest(action_id="a", worker_id="w", drain={}, scaler_fence={"epoch": 3})
+        candidate.keeper._desk.perform(candidate.core.apply(drain, candidate.clock.now_us())[1])
+        async with asyncio.timeout(10):
+            while not candidate.store.written:
+                await asyncio.sleep(0)
+        assert candidate.store.written[0].scaler_epoch == 3
+        running.cancel()
+
+    async def test_a_long_reign_tidies_up_now_and_then(self, monkeypatch):
+        monkeypatch.setattr(memory_keeper, "TIDY_EVERY", 3)
+        candidate = Candidate()
+        await candidate.turn()
+        reads = candidate.store.reads
+        for _ in range(6):
+            await candidate.keeper._keep()
+        assert candidate.store.reads == reads + 2 and len(candidate.store.written) == 6
 
 
 async def test_a_real_redis_that_is_out_of_memory_keeps_nobody_from_office_for_good(tmp_path):

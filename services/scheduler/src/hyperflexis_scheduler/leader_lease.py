@@ -1,4 +1,4 @@
-"""What the scheduler keeps in Redis: the leader's lease, the epoch counter, the workers it knows.
+"""The leader's lease and the epoch counter in Redis.
 
 Times in the scripts are milliseconds. A lost reply is never repeated blindly: each script, run twice, leaves
 what it left the first time, except `acquire`, which then wastes an epoch.
@@ -7,10 +7,8 @@ what it left the first time, except `acquire`, which then wastes an epoch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.redis_access import RedisAccess
 from hyperflexis_scheduler.core.election import Lease
 
@@ -54,17 +52,6 @@ _OBSERVE = """
 return {redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1]), redis.call('GET', KEYS[2]) or '0'}
 """
 
-WORKER_LEASE_MS = 10_000
-RETIRED_PER_WORKER = 64
-
-
-class WorkerRecord(NamedTuple):
-    """One worker id: who has it now, and whose time is over."""
-
-    key: WorkerKey
-    address: str
-    retired: tuple[int, ...]
-
 
 class LeaderLease:
     """Every method raises RedisAway where Redis does not answer."""
@@ -94,30 +81,6 @@ class LeaderLease:
         """Leaves a lease that anybody may take at once; nothing happens where it is no longer ours."""
         await self._script(_RELEASE, self._leader_id, epoch, self._lease_ms)
 
-    async def write_workers(self, records: Iterable[WorkerRecord]) -> None:
-        """Renews the leases of the workers that are there."""
-        values = [(self._worker_key(record.key.worker_id), _encode(record)) for record in records]
-
-        async def write(client: Any) -> None:
-            async with client.pipeline(transaction=False) as pipeline:
-                for key, value in values:
-                    pipeline.set(key, value, px=WORKER_LEASE_MS)
-                await pipeline.execute()
-
-        if values:
-            await self._redis.call(write)
-
-    async def read_workers(self) -> list[WorkerRecord]:
-        async def read(client: Any) -> list[WorkerRecord]:
-            keys = [key async for key in client.scan_iter(match=self._worker_key("*"), count=1_000)]
-            values = await client.mget(keys) if keys else []
-            return [_decode(value) for value in values if value]
-
-        return await self._redis.call(read)
-
-    def _worker_key(self, worker_id: str) -> str:
-        return f"{self._redis.prefix}worker:{worker_id}"
-
     async def _script(self, script: str, *arguments: str | int) -> list[Any]:
         async def run(client: Any) -> list[Any]:
             result: list[Any] = await client.eval(script, len(self._keys), *self._keys, *arguments)
@@ -131,14 +94,3 @@ def _lease(held: bytes | str, remaining_ms: int) -> Lease | None:
         return None
     record = json.loads(held)
     return Lease(record["leader_id"], int(record["epoch"]), record["address"], max(0, int(remaining_ms)) * 1_000)
-
-
-def _encode(record: WorkerRecord) -> str:
-    retired = list(record.retired[-RETIRED_PER_WORKER:])
-    return json.dumps({"key": list(record.key), "address": record.address, "retired": retired})
-
-
-def _decode(value: bytes) -> WorkerRecord:
-    record = json.loads(value)
-    worker_id, incarnation = record["key"]
-    return WorkerRecord(WorkerKey(worker_id, incarnation), record["address"], tuple(record["retired"]))

@@ -11,7 +11,6 @@ import structlog
 
 from hyperflexis.common.v1 import identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2, scheduler_service_pb2_grpc
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.channel import open_channel
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.redis_access import RedisAway
@@ -28,14 +27,14 @@ from hyperflexis_scheduler.core.election import (
 )
 from hyperflexis_scheduler.desk import Desk
 from hyperflexis_scheduler.faults import Faults
-from hyperflexis_scheduler.leader_lease import LeaderLease, WorkerRecord
+from hyperflexis_scheduler.leader_lease import LeaderLease
+from hyperflexis_scheduler.memory_keeper import MemoryKeeper
 
 log = structlog.get_logger(__name__)
 
 Answer = TypeVar("Answer")
 
 TICK_S = 0.05
-RECORDS_S = 1.0
 
 
 class Leadership:
@@ -49,9 +48,11 @@ class Leadership:
         clock: Clock,
         faults: Faults,
         probe_timeout_s: float,
+        keeper: MemoryKeeper,
     ) -> None:
         self.election = election
         self._lease = lease
+        self._keeper = keeper
         self._desk = desk
         self._clock = clock
         self._faults = faults
@@ -87,7 +88,7 @@ class Leadership:
 
     async def run(self) -> None:
         """Ticks the election and the core until cancelled."""
-        records = asyncio.create_task(self._write_records(), name="worker records")
+        memory = asyncio.create_task(self._keeper.run(lambda: self.may_act), name="memory")
         try:
             while True:
                 self._perform(self.election.tick(self._clock.now_us()))
@@ -95,7 +96,7 @@ class Leadership:
                     self._desk.do(self._desk.core.tick)
                 await asyncio.sleep(TICK_S)
         finally:
-            await cancel_all(records, *self._tasks)
+            await cancel_all(memory, *self._tasks)
 
     async def stop(self) -> None:
         """Call after `run` was cancelled: ends the reign and leaves the lease to a standby."""
@@ -181,46 +182,15 @@ class Leadership:
         self._perform(self.election.probed(ticket, leads, self._clock.now_us()))
 
     async def _begin(self, fence: identity_pb2.Fence) -> None:
-        try:
-            records: list[WorkerRecord] | None = await self._lease.read_workers()
-        except RedisAway:
-            records = None
+        memory = await self._keeper.read()
         if self.election.epoch != fence.epoch:
             return
-        known = [record.key for record in records] if records is not None else None
-        retired = [WorkerKey(r.key.worker_id, old) for r in records or [] for old in r.retired]
-        log.info("leading", epoch=fence.epoch, known_workers=len(known) if known is not None else None)
+        log.info("leading", epoch=fence.epoch, known_workers=len(memory.workers) if memory is not None else None)
         self._faults.begin()
-        now_us = self._clock.now_us()
-        self._desk.perform(self._desk.core.begin(fence, known, now_us, retired))
+        self._desk.do(self._desk.core.begin, fence, memory)
 
     async def _release(self, epoch: int) -> None:
         try:
             await self._lease.release(epoch)
         except Exception as error:
             log.info("lease not released; it runs out by itself", epoch=epoch, error=f"{type(error).__name__}: {error}")
-
-    async def _write_records(self) -> None:
-        """In the background: decisions never wait for Redis."""
-        while True:
-            await asyncio.sleep(RECORDS_S)
-            if not self.may_act:
-                continue
-            try:
-                await self._lease.write_workers(worker_records(self._desk))
-            except RedisAway:
-                log.debug("worker records not written: redis is away")
-            except Exception:
-                log.exception("worker records not written")
-
-
-def worker_records(desk: Desk) -> list[WorkerRecord]:
-    cell = desk.core.cell
-    if cell is None:
-        return []
-    retired: dict[str, list[int]] = {}
-    for key in cell.fleet.retired:
-        retired.setdefault(key.worker_id, []).append(key.incarnation)
-    return [
-        WorkerRecord(worker.key, worker.address, tuple(retired.get(worker.key.worker_id, ()))) for worker in cell.fleet
-    ]

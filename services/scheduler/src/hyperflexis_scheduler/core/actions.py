@@ -30,7 +30,8 @@ class Actions:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._applied: dict[str, None] = {}
-        self._highest_epoch = 0
+        self.highest_epoch = 0
+        """Of the scalers that have acted: lower ones were replaced."""
 
     def apply(self, request: scheduler_service_pb2.ApplyRequest) -> ActionResult:
         """Applies an action once; what was not applied may be tried again under the same id."""
@@ -40,10 +41,12 @@ class Actions:
         if request.action_id in self._applied:
             return ActionResult(Outcome.REPEATED)
         epoch = request.scaler_fence.epoch
-        if epoch and epoch < self._highest_epoch:
-            message = f"a scaler with epoch {self._highest_epoch} has acted; epoch {epoch} no longer leads"
+        if epoch and epoch < self.highest_epoch:
+            message = f"a scaler with epoch {self.highest_epoch} has acted; epoch {epoch} no longer leads"
             return ActionResult(Outcome.STALE_FENCE, message)
-        self._highest_epoch = max(self._highest_epoch, epoch)
+        if epoch > self.highest_epoch:
+            self.highest_epoch = epoch
+            self._cell.remember()
         worker = self._cell.fleet.by_id.get(request.worker_id)
         if worker is None:
             return ActionResult(Outcome.NOT_FOUND, f"no worker {request.worker_id!r} is registered")
