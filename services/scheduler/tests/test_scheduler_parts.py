@@ -80,30 +80,37 @@ class TestDueWork:
 
 
 class TestHoldQueue:
-    @given(st.lists(st.tuples(st.sampled_from(["add", "remove"]), names, st.integers(0, 9)), max_size=40))
-    def test_order_is_by_key_then_arrival(self, events):
+    @given(
+        st.lists(
+            st.tuples(st.sampled_from(["add", "remove"]), names, st.integers(0, 9), st.integers(1, 9)), max_size=40
+        ),
+        st.integers(0, 9),
+        st.integers(0, 9),
+    )
+    def test_order_is_by_key_then_arrival_over_those_that_can_be_settled(self, events, room, most):
         queue, model = HoldQueue(limit=100), []
-        for number, (what, name, key) in enumerate(events):
+        for number, (what, name, key, tokens) in enumerate(events):
             if what == "remove":
                 queue.remove(name)
                 model = [entry for entry in model if entry[2] != name]
             elif name not in queue:
-                queue.add(name, "m", key, number)
-                model.append((key, number, name))
-        assert queue.first("m", 3) == [name for _, _, name in sorted(model)[:3]]
-        assert len(queue) == len(model) and queue.models == (["m"] if model else [])
+                queue.add(name, "m", tokens, key, number)
+                model.append((key, number, name, tokens))
+        due = [name for _, _, name, tokens in sorted(model) if tokens <= room or tokens > most]
+        assert queue.first("m", 3, room, most) == due[:3]
+        assert len(queue) == len(model) and queue.first("n", 3, 9, 9) == []
 
     def test_expiry_is_by_the_time_of_holding(self):
         queue = HoldQueue(limit=2)
-        queue.add("late", "m", 1, 100)
-        queue.add("later", "n", 0, 200)
+        queue.add("late", "m", 1, 1, 100)
+        queue.add("later", "n", 1, 0, 200)
         assert queue.expired(50, 160) == ["late"] and len(queue) == 2
 
     def test_it_is_bounded(self):
         queue = HoldQueue(limit=1)
-        queue.add("a", "m", 1, 0)
+        queue.add("a", "m", 1, 1, 0)
         with pytest.raises(OverflowError):
-            queue.add("b", "m", 1, 0)
+            queue.add("b", "m", 1, 1, 0)
 
 
 class TestBook:

@@ -21,15 +21,21 @@ class Pool:
         """Those that may be given work now, in order of their ids."""
         self.min_context = 0
         """Least context length of the eligible ones."""
+        self.room = 0
+        """Largest context length of the eligible ones."""
         self.max_context = 0
         """Largest context length of all; a worker that names none counts as unlimited."""
         self.revoking = 0
         """Revokes for a better place that are not answered yet."""
 
-    def resize(self) -> None:
+    def resize(self) -> bool:
+        """True if a request that waits may have a place now, or none anywhere any more."""
+        room, max_context = self.room, self.max_context
         self.eligible = sorted((w for w in self.workers.values() if w.eligible), key=lambda worker: worker.key)
         self.min_context = min((_context(w) for w in self.eligible), default=0)
+        self.room = max((_context(w) for w in self.eligible), default=0)
         self.max_context = max((_context(w) for w in self.workers.values()), default=0)
+        return self.room > room or self.max_context < max_context
 
 
 def _context(worker: WorkerState) -> int:
@@ -44,6 +50,8 @@ class Fleet:
         self.by_id: dict[str, WorkerState] = {}
         self.by_session: dict[int, WorkerState] = {}
         self.pools: dict[str, Pool] = {}
+        self.resized: dict[str, None] = {}
+        """Models whose held requests are to be looked at again."""
         self.awaited: set[str] = set()
         """Workers that the leader before had and whose Snapshot has not come."""
         self.lives = Lives(rules.lives_limit, rules.remembered_us)
@@ -84,7 +92,7 @@ class Fleet:
     def add(self, worker: WorkerState) -> None:
         self.by_id[worker.key.worker_id] = worker
         self.pools.setdefault(worker.model, Pool()).workers[worker.key] = worker
-        self.pools[worker.model].resize()
+        self.resize(worker.model)
         self.announce(worker)
 
     def remove(self, worker: WorkerState, now_us: int) -> None:
@@ -97,7 +105,7 @@ class Fleet:
         pool = self.pools[worker.model]
         del pool.workers[worker.key]
         if pool.workers:
-            pool.resize()
+            self.resize(worker.model)
         else:
             del self.pools[worker.model]
         self.changed.pop(worker.key.worker_id, None)
@@ -109,9 +117,14 @@ class Fleet:
         if worker.accepts == worker.eligible:
             return False
         worker.eligible = worker.accepts
-        self.pools[worker.model].resize()
+        self.resize(worker.model)
         self.version += 1
         return worker.eligible
+
+    def resize(self, model: str) -> None:
+        """Call after anything that may change how much context the workers of a model have."""
+        if self.pools[model].resize():
+            self.resized[model] = None
 
     def announce(self, worker: WorkerState) -> None:
         """Its entry in the routers' lists changed."""

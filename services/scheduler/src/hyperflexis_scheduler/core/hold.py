@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from itertools import islice
+
+_Entry = tuple[int, int, str, int]
+"""(-key, -arrival, request id, tokens)"""
 
 
 class HoldQueue:
@@ -12,9 +16,9 @@ class HoldQueue:
         self._limit = limit
         self._count = 0
         # Descending, so that the next ones are removed cheaply, from the end.
-        self._by_model: dict[str, list[tuple[int, int, str]]] = {}
+        self._by_model: dict[str, list[_Entry]] = {}
         # request_id -> (model, entry, held since); in order of arrival, which is the order of expiry.
-        self._entries: dict[str, tuple[str, tuple[int, int, str], int]] = {}
+        self._entries: dict[str, tuple[str, _Entry, int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -26,16 +30,12 @@ class HoldQueue:
     def full(self) -> bool:
         return len(self._entries) >= self._limit
 
-    @property
-    def models(self) -> list[str]:
-        return list(self._by_model)
-
-    def add(self, request_id: str, model: str, key: int, now_us: int) -> None:
-        """Raises OverflowError when full."""
+    def add(self, request_id: str, model: str, tokens: int, key: int, now_us: int) -> None:
+        """`tokens`: the context that it needs. Raises OverflowError when full."""
         if self.full:
             raise OverflowError("hold queue is full")
         self._count += 1
-        entry = (-key, -self._count, request_id)
+        entry = (-key, -self._count, request_id, tokens)
         insort(self._by_model.setdefault(model, []), entry)
         self._entries[request_id] = (model, entry, now_us)
 
@@ -49,10 +49,11 @@ class HoldQueue:
         if not queue:
             del self._by_model[model]
 
-    def first(self, model: str, limit: int) -> list[str]:
-        """The next requests of a model, in order; they stay until removed."""
-        queue = self._by_model.get(model, [])
-        return [request_id for _, _, request_id in reversed(queue[-limit:])]
+    def first(self, model: str, limit: int, room: int, most: int) -> list[str]:
+        """The next requests of a model, in order, that fit into `room` tokens or need more than `most`, which no worker
+        has; they stay until removed."""
+        queue = reversed(self._by_model.get(model, ()))
+        return list(islice((name for _, _, name, tokens in queue if tokens <= room or tokens > most), limit))
 
     def expired(self, limit_us: int, now_us: int) -> list[str]:
         """Those held for `limit_us` or longer; they stay until removed."""

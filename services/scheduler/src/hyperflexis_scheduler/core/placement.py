@@ -56,21 +56,22 @@ class Placement:
         self._grants.grant(state, choice.worker, reason or choice.reason, choice.numbers, now_us)
 
     def drain_hold(self, now_us: int) -> None:
-        """Places held requests of the models that have a place now, a bounded number of them."""
+        """Places held requests of the models that have more room than before, a bounded number of them; the next event
+        goes on. Whoever waits does so for want of room, so that nothing else calls for a look at them."""
         cell = self._cell
         budget = cell.rules.hold_burst
-        for model in cell.hold.models:
+        for model in list(cell.fleet.resized):
             pool = cell.fleet.pool(model)
-            if pool is None or not pool.eligible:
-                continue
-            for request_id in cell.hold.first(model, budget):
-                state = cell.book.get(request_id)
-                assert state is not None
-                if not self._fits_later(state, pool):
-                    budget -= 1
+            if pool is not None and pool.eligible:
+                found = cell.hold.first(model, budget, pool.room, pool.max_context)
+                for request_id in found:
+                    state = cell.book.get(request_id)
+                    assert state is not None
                     self.place(state, now_us)
-            if budget == 0:
-                return
+                budget -= len(found)
+                if budget == 0:
+                    return
+            del cell.fleet.resized[model]
 
     def expire_hold(self, now_us: int) -> None:
         for request_id in self._cell.hold.expired(self._cell.rules.hold_us, now_us):
@@ -137,16 +138,14 @@ class Placement:
         )
 
     def _candidates(self, state: RequestState, pool: Pool) -> list[WorkerState]:
+        if state.context_tokens > pool.room:
+            return []
         candidates = pool.eligible
         if state.context_tokens > pool.min_context:
             candidates = [worker for worker in candidates if worker.holds(state.context_tokens)]
         if state.avoid is not None and len(candidates) > 1:
             candidates = [worker for worker in candidates if worker.key != state.avoid]
         return candidates
-
-    def _fits_later(self, state: RequestState, pool: Pool) -> bool:
-        """A worker of the model could hold it, but none of those that are ready."""
-        return state.context_tokens <= pool.max_context and not self._candidates(state, pool)
 
     def _hold(self, state: RequestState, now_us: int) -> None:
         cell = self._cell
@@ -155,7 +154,7 @@ class Placement:
             self.refuse(state, router_session_pb2.REFUSAL_REASON_QUEUE_FULL, message, now_us)
             return
         cell.book.move(state, Phase.HELD, now_us)
-        cell.hold.add(state.request_id, state.model, cell.policy.hold_key(state), now_us)
+        cell.hold.add(state.request_id, state.model, state.context_tokens, cell.policy.hold_key(state), now_us)
         state.worker = None
         state.note("hold", "no_ready_worker", now_us, {"held": len(cell.hold)})
         self.send_queued(state, now_us)

@@ -213,5 +213,5 @@ class SchedulerCore:
         complete = cell.remembers and not cell.fleet.awaited
         if not cell.settled and (complete or now_us >= reign.settle_by_us):
             reign.submissions.settle(now_us)
-        if len(cell.hold):
+        if cell.fleet.resized:
             reign.placement.drain_hold(now_us)

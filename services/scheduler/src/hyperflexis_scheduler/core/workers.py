@@ -50,7 +50,7 @@ class Workers:
                 self._disconnect(worker, "a newer session of this worker is open", now_us)
             worker.opened(register, session, now_us)
             cell.fleet.refresh(worker)
-            cell.fleet.pools[worker.model].resize()
+            cell.fleet.resize(worker.model)
             cell.fleet.announce(worker)
         cell.fleet.by_session[session] = worker
         registered = worker_session_pb2.Registered(fence=cell.fence, report_interval_us=cell.rules.report_interval_us)
