@@ -35,6 +35,7 @@ FAULTS = (
     "stop_worker",
     "stop_and_replace_worker",
     "kill_leader",
+    "kill_leader_with_redis_away",
     "stop_leader",
     "kill_router",
     "kill_router_and_worker",
@@ -43,6 +44,7 @@ FAULTS = (
     "cut",
     "resume_elsewhere",
     "two_resumes",
+    "resume_unnoticed",
     "cancel",
     "cancel_storm",
     *(f"drop_{kind}" for kind in DROPPABLE),
@@ -69,6 +71,8 @@ def inject(cell: VirtualCell, fault: str, chance: random.Random) -> None:
         cell.stop_worker(worker, chance.randrange(100_000, 8 * SECOND), replace=True)
     elif fault == "kill_leader":
         cell.replace_leader(gap_us=chance.randrange(0, 4 * SECOND))
+    elif fault == "kill_leader_with_redis_away":
+        cell.replace_leader(gap_us=chance.randrange(0, 4 * SECOND), blind=True)
     elif fault == "stop_leader":
         cell.stop_leader(chance.randrange(100_000, 5 * SECOND))
     elif fault == "kill_router":
@@ -87,6 +91,8 @@ def inject(cell: VirtualCell, fault: str, chance: random.Random) -> None:
         cell.resume(client, router)
         if fault == "two_resumes":
             cell.resume(client, (router + 1) % len(cell.routers))
+    elif fault == "resume_unnoticed" and clients:
+        cell.resume(chance.choice(clients), router, unaware_us=chance.randrange(0, 8 * SECOND))
     elif fault == "cancel" and clients:
         cell.cancel(chance.choice(clients))
     elif fault == "cancel_storm":
@@ -103,6 +109,10 @@ def check(cell: VirtualCell) -> None:
         assert client.ended.reason == sampling_pb2.FINISH_REASON_LENGTH, f"{client.request_id}: {client.ended}"
         assert client.tokens == client.reference
     assert cell.leaks() == []
+    if not cell.blind:
+        # A leader that remembers nothing cannot tell the life that was replaced from the one that replaced it.
+        assert [worker.key for worker in cell.workers.values() if worker.left] == []
+        assert [worker.key for worker in cell.replaced if not worker.left] == []
 
 
 def run(seed: int, requests: int, faults: list[tuple[int, str]], policy: str = "least_requests") -> None:

@@ -15,12 +15,13 @@ from virtual_network import Link, VirtualTime
 from virtual_process import SECOND, Process
 from virtual_router import Router
 from virtual_scheduler import Scheduler
+from virtual_store import Store
 from virtual_worker import Worker
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.tokens import pack
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
+from hyperflexis_scheduler.core.memory import Memory
 
 
 class VirtualCell:
@@ -37,10 +38,16 @@ class VirtualCell:
         self.clients: dict[str, Client] = {}
         self.workers: dict[str, Worker] = {}
         self.routers: list[Router] = []
-        self.retired: list[Process] = []
+        self.replaced: list[Worker] = []
+        """Stopped, and another process has their id since."""
+        self.unaware: dict[tuple[Router, str], object] = {}
+        """Routers that do not know yet that a client of theirs has resumed elsewhere."""
         self._incarnations = 0
         self._epoch = 1
-        self.leader: Scheduler | None = Scheduler(self, 1, [])
+        self.store = Store()
+        self.blind = False
+        """A leader has begun without what the one before left."""
+        self.leader: Scheduler | None = Scheduler(self, 1, Memory())
         for number in range(workers):
             self.add_worker(f"w{number}")
         for number in range(routers):
@@ -73,15 +80,36 @@ class VirtualCell:
         client.router.deliver(lambda: client.router.apply(client.router.core.submit(new, client.router.now_us())))
         return client
 
-    def resume(self, client: Client, router: int) -> None:
-        """The client goes to (another) router with all the tokens it has."""
+    def resume(self, client: Client, router: int, unaware_us: int | None = None) -> None:
+        """The client goes to (another) router with all the tokens it has. With `unaware_us`, the older router never
+        hears of that, and ends the request so much later, when its client's grace is over."""
         target, older = self.routers[router], client.router
         client.gen += 1
         client.router = target
-        if older.alive and client.request_id in older.core:
-            older.deliver(lambda: older.apply(older.core.release(client.request_id, older.now_us())))
+        if unaware_us is not None and older is not target:
+            self._leave_unaware(older, client.request_id, unaware_us)
+        else:
+            older.deliver(lambda: self._release(older, client.request_id))
         new = ResumedRequest(**self._request(client), committed=pack(client.tokens))
-        target.deliver(lambda: target.apply(target.core.resume(new, target.now_us())))
+        target.deliver(lambda: self._take_over(target, new))
+
+    def _take_over(self, router: Router, new: ResumedRequest) -> None:
+        self._release(router, new.request_id)
+        router.apply(router.core.resume(new, router.now_us()))
+
+    def _release(self, router: Router, request_id: str) -> None:
+        self.unaware.pop((router, request_id), None)
+        router.apply(router.core.release(request_id, router.now_us()))
+
+    def _leave_unaware(self, router: Router, request_id: str, for_us: int) -> None:
+        mark = self.unaware[(router, request_id)] = object()
+
+        def end_grace() -> None:
+            if self.unaware.get((router, request_id)) is mark:
+                del self.unaware[(router, request_id)]
+                router.apply(router.core.cancel(request_id, router.now_us()))
+
+        self.time.after(for_us, lambda: router.deliver(end_grace))
 
     def cancel(self, client: Client) -> None:
         client.cancelled = True
@@ -109,7 +137,11 @@ class VirtualCell:
         worker = self.workers[worker_id]
         worker.alive = False
         self._break_links_of(worker)
-        self.time.after(back_after_us, lambda: self.add_worker(worker_id))
+        self.time.after(back_after_us, lambda: self._restart(worker))
+
+    def _restart(self, dead: Worker) -> None:
+        if self.workers.get(dead.key.worker_id) is dead:
+            self.add_worker(dead.key.worker_id)
 
     def stop_worker(self, worker_id: str, for_us: int, replace: bool) -> None:
         """SIGSTOP, then CONT; with `replace`, another process has taken its id meanwhile."""
@@ -119,8 +151,10 @@ class VirtualCell:
             self.time.after(for_us // 2, lambda: self._replace(worker))
 
     def _replace(self, worker: Worker) -> None:
-        if self.workers.get(worker.key.worker_id) is worker:
-            self.retired.append(worker)
+        # One that no leader has met yet cannot be told from the newer one when it comes.
+        met = worker.core.highest_fence.epoch > 0
+        if met and worker.alive and self.workers.get(worker.key.worker_id) is worker:
+            self.replaced.append(worker)
             self.add_worker(worker.key.worker_id)
 
     def kill_router(self, number: int) -> None:
@@ -139,21 +173,21 @@ class VirtualCell:
         if client.router is dead and client.ended is None and not client.cancelled:
             self.resume(client, other)
 
-    def replace_leader(self, above: int = 0, gap_us: int = 1_500_000) -> None:
-        """The leader dies; a standby leads with a higher epoch."""
+    def replace_leader(self, above: int = 0, gap_us: int = 1_500_000, blind: bool = False) -> None:
+        """The leader dies; a standby leads with a higher epoch. `blind`: Redis does not answer it at first."""
         if self.leader is None:
             return
         old, self.leader = self.leader, None
         old.alive = False
-        known = [worker.key for worker in self.workers.values() if worker.alive]
         for link in old.dialled:
             link.break_now()
         self._epoch = max(self._epoch, above) + 1
         epoch = self._epoch
-        self.time.after(gap_us, lambda: self._lead(epoch, known))
+        self.time.after(gap_us, lambda: self._lead(epoch, blind))
 
-    def _lead(self, epoch: int, known: list[WorkerKey]) -> None:
-        self.leader = Scheduler(self, epoch, known)
+    def _lead(self, epoch: int, blind: bool) -> None:
+        self.blind |= blind
+        self.leader = Scheduler(self, epoch, None if blind else self.store.read(self.time.now_us))
 
     def stop_leader(self, for_us: int) -> None:
         if self.leader is not None:

@@ -26,7 +26,7 @@ class Client:
         self.router = router
         self.ended: router_effects.Ended | None = None
         self.cancelled = False
-        self.gen = 0
+        self.gen = 1
 
     @property
     def reference(self) -> list[int]:

@@ -6,12 +6,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from virtual_network import Link
-from virtual_process import TICK_US, Process
+from virtual_process import SECOND, TICK_US, Process
 
 from hyperflexis.common.v1 import identity_pb2
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core import effects as scheduler_effects
 from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.memory import Memory
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 
 class Scheduler(Process):
-    def __init__(self, cell: VirtualCell, epoch: int, known: list[WorkerKey]) -> None:
+    def __init__(self, cell: VirtualCell, epoch: int, memory: Memory | None) -> None:
         super().__init__(cell)
         self.core = SchedulerCore(Rules(), POLICIES[cell.policy]())
         self.links: dict[int, Link] = {}
         self.dialled: list[Link] = []
         """Every connection to this process, those it has not heard from yet included."""
         self._next = 1
-        self.core.begin(identity_pb2.Fence(epoch=epoch, leader_id=f"s{epoch}"), known, self.now_us())
+        self.core.begin(identity_pb2.Fence(epoch=epoch, leader_id=f"s{epoch}"), memory, self.now_us())
         self._tick()
+        self._remember()
 
     def accept(self, link: Link) -> int:
         session, self._next = self._next, self._next + 1
@@ -46,6 +47,20 @@ class Scheduler(Process):
                         self.links.pop(session).close_from("down")
                 case scheduler_effects.HigherEpoch(epoch):
                     self.cell.time.after(0, partial(self.cell.replace_leader, above=epoch))
+                case scheduler_effects.Remember():
+                    self.cell.store.write(self.core.memory(), self.cell.time.now_us)
+
+    def _remember(self) -> None:
+        if self.alive:
+            self.cell.time.after(SECOND, lambda: self.deliver(self._exchange))
+
+    def _exchange(self) -> None:
+        """As MemoryKeeper does: nothing is written over what was never read."""
+        store, now_us = self.cell.store, self.cell.time.now_us
+        if self.core.cell is not None and not self.core.cell.remembers:
+            self.apply(self.core.learn(store.read(now_us), self.now_us()))
+        store.write(self.core.memory(), now_us)
+        self._remember()
 
     def _tick(self) -> None:
         if self.alive:
