@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from virtual_cell import VirtualCell
 from virtual_process import SECOND
@@ -18,8 +20,11 @@ def test_the_end_of_the_older_routers_grace_ends_nothing(grace_us: int, seed: in
     cell.time.run_until(cell.time.now_us + 200_000)
     unfinished = [client for client in clients if client.ended is None]
     assert unfinished
+    cell.take_redis_away(5 * SECOND)
     for client in unfinished:
-        cell.resume(client, 1, unaware_us=grace_us)
+        older = client.router
+        cell.resume(client, 1)
+        cell.time.after(grace_us, partial(older.deliver, partial(cell.end_grace, client, older)))
     cell.settle()
     for client in clients:
         assert client.ended is not None and client.ended.reason == sampling_pb2.FINISH_REASON_LENGTH, client.ended

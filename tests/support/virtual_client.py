@@ -27,6 +27,7 @@ class Client:
         self.ended: router_effects.Ended | None = None
         self.cancelled = False
         self.gen = 1
+        """Which take-over it is at. Never 0, which stands for an owner that is not known."""
 
     @property
     def reference(self) -> list[int]:

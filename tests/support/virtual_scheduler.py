@@ -9,6 +9,7 @@ from virtual_network import Link
 from virtual_process import SECOND, TICK_US, Process
 
 from hyperflexis.common.v1 import identity_pb2
+from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core import effects as scheduler_effects
 from hyperflexis_scheduler.core.dispatch import POLICIES
 from hyperflexis_scheduler.core.memory import Memory
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 class Scheduler(Process):
     def __init__(self, cell: VirtualCell, epoch: int, memory: Memory | None) -> None:
         super().__init__(cell)
+        self._epoch = epoch
         self.core = SchedulerCore(Rules(), POLICIES[cell.policy]())
         self.links: dict[int, Link] = {}
         self.dialled: list[Link] = []
@@ -36,6 +38,22 @@ class Scheduler(Process):
         self.links[session] = link
         return session
 
+    def knows(self, key: WorkerKey) -> bool:
+        """This very life of the worker is registered."""
+        cell = self.core.cell
+        worker = cell.fleet.by_id.get(key.worker_id) if cell is not None else None
+        return worker is not None and worker.key == key
+
+    def uses(self, key: WorkerKey) -> bool:
+        """And may be given work."""
+        cell = self.core.cell
+        return cell is not None and self.knows(key) and cell.fleet.by_id[key.worker_id].accepts
+
+    def revocable(self, key: WorkerKey) -> int:
+        """Requests there that have not been seen to start."""
+        cell = self.core.cell
+        return len(cell.fleet.by_id[key.worker_id].revocable) if cell is not None and self.knows(key) else 0
+
     def apply(self, effects: list[scheduler_effects.Effect]) -> None:
         for effect in effects:
             match effect:
@@ -46,21 +64,30 @@ class Scheduler(Process):
                     if session in self.links:
                         self.links.pop(session).close_from("down")
                 case scheduler_effects.HigherEpoch(epoch):
-                    self.cell.time.after(0, partial(self.cell.replace_leader, above=epoch))
+                    self.cell.time.after(0, partial(self.cell.leaders.outranked, self, epoch))
                 case scheduler_effects.Remember():
-                    self.cell.store.write(self.core.memory(), self.cell.time.now_us)
+                    self._exchange()
+
+    def stand_down(self) -> None:
+        """It has heard that another one leads: closes its sessions and decides nothing any more."""
+        self.apply(self.core.end(self.now_us()))
+        self.alive = False
+        for link in self.dialled:
+            link.break_now()
 
     def _remember(self) -> None:
         if self.alive:
-            self.cell.time.after(SECOND, lambda: self.deliver(self._exchange))
+            self.deliver(self._exchange)
+            self.cell.time.after(SECOND, self._remember)
 
     def _exchange(self) -> None:
         """As MemoryKeeper does: nothing is written over what was never read."""
-        store, now_us = self.cell.store, self.cell.time.now_us
-        if self.core.cell is not None and not self.core.cell.remembers:
-            self.apply(self.core.learn(store.read(now_us), self.now_us()))
-        store.write(self.core.memory(), now_us)
-        self._remember()
+        cell, store = self.core.cell, self.cell.leaders.store
+        if cell is None or self.cell.redis_away:
+            return
+        if not cell.remembers:
+            self.apply(self.core.learn(store.read(self.cell.time.now_us), self.now_us()))
+        store.write(self._epoch, self.core.memory(), self.cell.time.now_us)
 
     def _tick(self) -> None:
         if self.alive:

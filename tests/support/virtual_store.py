@@ -7,10 +7,14 @@ from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 
 class Store:
     def __init__(self) -> None:
+        self.epoch = 0
+        """Of the newest leader; what an older one writes is refused."""
         self._records: dict[str, tuple[WorkerRecord, int]] = {}
         self._scaler_epoch = 0
 
-    def write(self, memory: Memory, now_us: int) -> None:
+    def write(self, epoch: int, memory: Memory, now_us: int) -> None:
+        if epoch < self.epoch:
+            return
         self._records |= {record.key.worker_id: (record, now_us) for record in memory.workers}
         self._scaler_epoch = max(self._scaler_epoch, memory.scaler_epoch)
 
