@@ -50,7 +50,7 @@ def run(
     return cell, account
 
 
-@pytest.mark.timeout(300)  # hundreds of virtual cells; a busy machine is no failure
+@pytest.mark.timeout(600)  # hundreds of virtual cells; a busy machine is no failure
 def test_any_interleaving_gives_the_reference_stream() -> None:
     made = landed = 0
 

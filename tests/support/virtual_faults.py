@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from virtual_cell import VirtualCell
+from virtual_client import Client
 from virtual_process import SECOND
-from virtual_strike import Strike, a_client, burst, busy_worker, company, fresh_request
+from virtual_strike import Strike, a_client, burst, busy_worker, company, fresh_request, request
 from virtual_worker import Worker
 
 MESSAGES = (
-    "placed", "queued", "lost", "run", "revoke", "drain",  # what the scheduler says
+    "placed", "queued", "lost", "run", "revoke", "drain", "registered",  # what the scheduler says
     "submit", "snapshot", "report", "cancel", "done",  # what it is told; cancel goes either way
     "start", "subscribe", "closed", "bind", "step", "gone",  # what routers and workers say to each other
 )  # fmt: skip
@@ -34,6 +35,16 @@ def kill_engine(strike: Strike) -> bool:
     return busy_worker(strike).engine.kill()
 
 
+def kill_engine_under_load(strike: Strike) -> bool:
+    """Requests arrive at the very time: some are given to a worker whose engine is dead, or loading."""
+    worker = busy_worker(strike)
+    worker.on_start_without_engine = strike.land
+    for _ in range(24):
+        strike.soon(0, 40_000, fresh_request)
+    strike.soon(5_000, 20_000, lambda _: worker.engine.kill())
+    return False
+
+
 def hang_engine(strike: Strike) -> bool:
     busy_worker(strike).engine.hang(strike.chance.randrange(100_000, 8 * SECOND))
     return True
@@ -49,6 +60,13 @@ def stop_and_replace_worker(strike: Strike) -> bool:
     """Another process comes while its life is still known."""
     name = busy_worker(strike).key.worker_id
     strike.cell.stop_worker(name, strike.chance.randrange(100_000, 4 * SECOND), replace=True)
+    return True
+
+
+def stop_and_replace_worker_late(strike: Strike) -> bool:
+    """Its life was given up before another one came, so that nobody had to be told that it was replaced."""
+    name = busy_worker(strike).key.worker_id
+    strike.cell.stop_worker(name, strike.chance.randrange(8 * SECOND, 12 * SECOND), replace=True)
     return True
 
 
@@ -143,6 +161,25 @@ def two_resumes(strike: Strike) -> bool:
     return client is not None
 
 
+def stream_cut(strike: Strike) -> bool:
+    """The older router hears from Redis who has the request, before or after its grace."""
+    client = request(strike, 200)
+    strike.soon(100_000, 300_000, lambda _: _cut_stream(strike, client))
+    return False
+
+
+def stream_cut_redis_away(strike: Strike) -> bool:
+    """The older router hears nothing: its grace ends while the request goes on elsewhere."""
+    strike.cell.take_redis_away(strike.chance.randrange(3 * SECOND, 6 * SECOND))
+    return stream_cut(strike)
+
+
+def _cut_stream(strike: Strike, client: Client) -> None:
+    if client.ended is None:
+        strike.cell.cut_stream(client, grace_us=strike.chance.randrange(500_000, SECOND))
+        strike.land()
+
+
 def cancel(strike: Strike) -> bool:
     client = a_client(strike)
     if client is not None:
@@ -201,10 +238,10 @@ def _drain_one(strike: Strike) -> Worker:
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
-        kill_worker, kill_engine, hang_engine, stop_worker, stop_and_replace_worker,
-        kill_leader, kill_leader_unread, stop_leader, stop_and_usurp_leader, two_leaders,
+        kill_worker, kill_engine, kill_engine_under_load, hang_engine, stop_worker, stop_and_replace_worker,
+        stop_and_replace_worker_late, kill_leader, kill_leader_unread, stop_leader, stop_and_usurp_leader, two_leaders,
         kill_router, kill_router_and_worker, break_links, hold_feed, cut,
-        resume_elsewhere, two_resumes, cancel, cancel_storm,
+        resume_elsewhere, two_resumes, stream_cut, stream_cut_redis_away, cancel, cancel_storm,
         drain, drain_and_kill, drain_and_break_links, drain_everybody,
     )
 }  # fmt: skip
@@ -213,6 +250,7 @@ TRIGGERS: dict[str, Fault] = {
     "drop_queued": drain_everybody,
     "drop_revoke": drain,
     "drop_drain": drain,
+    "drop_registered": break_session,
     "drop_snapshot": break_session,
     "drop_cancel": cancel,
     "drop_subscribe": break_all_links_later,
