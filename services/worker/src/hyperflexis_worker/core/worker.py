@@ -113,7 +113,7 @@ class WorkerCore:
                 Leave(rejected.message) if rejected.permanent else DropScheduler(f"rejected: {rejected.message}")
             )
         elif not self._connected:
-            # Registered begins every session: it was lost, and the scheduler waits for a Snapshot as this worker for it.
+            # It begins every session: it was lost, and the scheduler waits for a Snapshot as this worker does for it.
             self._effects.append(DropScheduler(f"{kind} came where registered was due"))
         elif kind == "ping":
             self._one_way_us = message.ping.one_way_delay_us
