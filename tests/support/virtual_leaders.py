@@ -144,7 +144,8 @@ class Leaders:
         self._living.append(Scheduler(self._cell, epoch, None if blind else self.store.read(self._time.now_us)))
 
     def _stand_down(self, scheduler: Scheduler) -> None:
-        if scheduler in self._living and scheduler is not self.newest:
+        """Redis counts epochs: a later one than its own has been granted, though that leader may be dead already."""
+        if scheduler in self._living and scheduler.epoch < self._epoch:
             self._living.remove(scheduler)
             scheduler.deliver(scheduler.stand_down)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class Scheduler(Process):
     def __init__(self, cell: VirtualCell, epoch: int, memory: Memory | None) -> None:
         super().__init__(cell)
-        self._epoch = epoch
+        self.epoch = epoch
         self.core = SchedulerCore(Rules(), POLICIES[cell.policy]())
         self.links: dict[int, Link] = {}
         self.dialled: list[Link] = []
@@ -87,7 +87,7 @@ class Scheduler(Process):
             return
         if not cell.remembers:
             self.apply(self.core.learn(store.read(self.cell.time.now_us), self.now_us()))
-        store.write(self._epoch, self.core.memory(), self.cell.time.now_us)
+        store.write(self.epoch, self.core.memory(), self.cell.time.now_us)
 
     def _tick(self) -> None:
         if self.alive:
