@@ -101,6 +101,11 @@ class Switchboard:
             self.apply(self.core.submit(live.new, now_us))
         self._faults.passed("submitted")
 
+    def extend(self, live: LiveRequest, packed: bytes) -> None:
+        """The client has tokens beyond those that are here."""
+        self.submit(live)
+        self.apply(self.core.extend(live.request_id, packed, self.clock.now_us()))
+
     def cancel(self, live: LiveRequest) -> None:
         if live.submitted:
             self.apply(self.core.cancel(live.request_id, self.clock.now_us()))
