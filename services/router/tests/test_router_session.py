@@ -93,6 +93,13 @@ def test_too_many_attempts_are_an_error(core: RouterCore) -> None:
     assert end.reason == sampling_pb2.FINISH_REASON_ERROR
 
 
+def test_a_cancellation_through_another_router_is_no_refusal(core: RouterCore) -> None:
+    core.submit(new_request(), 0)
+    refused = session_pb2.Refused(request_id="r", reason=session_pb2.REFUSAL_REASON_CANCELLED, message="cancelled")
+    [end] = ended(core.scheduler_message(down(refused=refused), 0))
+    assert end.reason == sampling_pb2.FINISH_REASON_CANCELLED
+
+
 def test_cancel_reaches_worker_and_scheduler(running: RouterCore) -> None:
     effects = running.cancel("r", 0)
     assert [end.reason for end in ended(effects)] == [sampling_pb2.FINISH_REASON_CANCELLED]

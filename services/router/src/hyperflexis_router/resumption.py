@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis.router.v1.inference_service_pb2 import GenerateRequest
 from hyperflexis_common.redis_access import RedisAway
 from hyperflexis_common.tokens import TOKEN_BYTES, count, unpack
@@ -143,11 +144,15 @@ class Resumption:
             message = f"tail: token id {highest} is outside the vocabulary of {spec.vocab_size}"
             raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
 
-    async def adopt(self, record: Record, index: int = 0, tokens: bytes = b"") -> Record:
-        """Makes this router the owner, and the client's tokens from `index` on the truth. Raises Rejected where another
-        router was first."""
+    async def adopt(
+        self, record: Record, index: int = 0, tokens: bytes = b"", end: inference_service_pb2.Finished | None = None
+    ) -> Record:
+        """Makes this router the owner, and the client's tokens from `index` on the truth; `end` closes the record too.
+        Raises Rejected where another router was first."""
+        store, gen = self.intake.store, new_owner_gen()
+        then = [store.finish(record.request_id, gen, end, record.tenant, record.origin)] if end is not None else []
         try:
-            adopted = await self.intake.store.adopt(record.request_id, record.owner_gen, new_owner_gen(), index, tokens)
+            adopted = await store.adopt(record.request_id, record.owner_gen, gen, index, tokens, then)
         except RedisAway as error:
             raise _away() from error
         except OwnershipLost as error:

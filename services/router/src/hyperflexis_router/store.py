@@ -199,14 +199,21 @@ class RequestStore:
         return _record(request_id, fields, packed or b"", seconds * 1_000_000 + micros) if fields else None
 
     async def adopt(
-        self, request_id: str, expected_gen: int, new_gen: int, index: int = 0, tokens: bytes = b""
+        self,
+        request_id: str,
+        expected_gen: int,
+        new_gen: int,
+        index: int = 0,
+        tokens: bytes = b"",
+        then: Sequence[Command] = (),
     ) -> Record | None:
         """Takes a request over. None = it is gone. Raises OwnershipLost where somebody else was first.
 
-        `tokens`: the client's own, from `index` on; a journal that differs from them is cut off there.
+        `tokens`: the client's own, from `index` on; a journal that differs from them is cut off there. `then`: what the
+        new owner writes with that, before the older one can look.
         """
         arguments = [expected_gen, new_gen, self._router_id, self._lease_ms, index, tokens]
-        [answer] = await self.run([Command("adopt", self._keys(request_id), arguments)])
+        answer, *_ = await self.run([Command("adopt", self._keys(request_id), arguments), *then])
         if not answer:
             return None
         if answer[0] == b"conflict":

@@ -139,6 +139,14 @@ class Switchboard:
             IN_FLIGHT.set(len(self._live))
         live.wake()
 
+    def cancelled_elsewhere(self, live: LiveRequest, message: str) -> None:
+        """Another router took it in order to end it: whoever reads here hears of the end."""
+        self.core.release(live.request_id, self.clock.now_us())
+        if self._live.get(live.request_id) is live:
+            live.closed = True
+            self._end(live, Ended(live.request_id, sampling_pb2.FINISH_REASON_CANCELLED, message))
+        self.release(live)
+
     def record_closed(self, live: LiveRequest) -> None:
         """The end of a request is in Redis, or need not be: its worker may forget it."""
         if self.find(live.request_id) not in (live, None):
