@@ -136,7 +136,7 @@ class Router(Process):
             self.apply(self.core.release(request_id, self.now_us()))
 
     def _touch(self) -> None:
-        """Renews the leases: hears which requests other routers have taken."""
+        """Touches the records: hears which requests other routers have taken."""
         if not self.cell.redis_away:
             for client in self.cell.clients.values():
                 if client.router is not self and client.request_id in self.core:

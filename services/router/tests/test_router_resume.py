@@ -268,3 +268,16 @@ async def test_the_clients_tokens_win_over_those_of_a_router_that_still_holds_th
     assert router.app.in_flight.total == 0 and len(other) + len(more) == 60
     record = await router.app.store.read(resume.request_id)
     assert record is not None and unpack(record.journal)[: len(other)] == other
+
+
+async def test_an_idempotent_retry_takes_the_request_from_a_dead_router(make_router: MakeRouter, cell: Any) -> None:
+    one, two = await make_router(), await make_router()
+    cell.worker.pace_s = 0.02
+    request = generate(max_tokens=60, detach_grace_ms=30_000, idempotency_key="k")
+    call = one.stub.Generate(request)
+    accepted = (await read_until(call, 5))[0].accepted
+    one.app.board.freeze()
+    call.cancel()
+    again = await collect(two.stub.Generate(request))
+    assert again[0].accepted.request_id == accepted.request_id and tokens_of(again) == reference(60)
+    assert cell.scheduler.submits[-1].resume and cell.scheduler.cancelled == []

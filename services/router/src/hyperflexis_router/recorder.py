@@ -1,4 +1,4 @@
-"""Keeps Redis up to date: one pipeline of journal writes per 50 ms, leases each second, and catching up."""
+"""Keeps Redis up to date: one pipeline of journal writes per 50 ms, a touch each second, and catching up."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Recorder:
             start += len(batch)
 
     async def touch(self) -> None:
-        """Renews the leases, and hears of requests that other routers have taken."""
+        """Keeps the records alive, and hears of requests that other routers have taken."""
         held = [live for live in self._board.live() if live.recorded]
         for start in range(0, len(held), BATCH):
             batch = held[start : start + BATCH]
@@ -108,12 +108,12 @@ class Recorder:
                 await self._heed(live, answer)
 
     async def release_all(self) -> None:
-        """The router stops: what still runs is written down and its leases given back."""
+        """The router stops: what still runs is written down, for others to resume."""
         held = list(self._board.live())
         for live in held:
             self.dirty(live)
         await self.flush()
-        commands = [self._store.release(live.request_id, live.new.owner_gen) for live in held if live.recorded]
+        commands = [self._store.touch(live.new, live.origin, "detached") for live in held if live.recorded]
         for start in range(0, len(commands), BATCH):
             try:
                 await self._store.run(commands[start : start + BATCH])
