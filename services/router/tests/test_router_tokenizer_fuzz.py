@@ -28,8 +28,8 @@ from hyperflexis_router.tokenizing import ModelTokenizer, Unencodable, load_toke
 from hyperflexis_worker.sample_model import SampleShape, write_sample_model
 
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-GROWTH_KB = 300_000
-"""Resident memory may grow by so much over a whole test: the tokenizer here has 27 kB."""
+GROWTH_KB = 1_000_000
+"""Resident memory may grow by so much over a whole test, whatever it imports: the tokenizer here has 27 kB."""
 TEXTS = ["", "Hello, world", "wörld 1 €\n\0", "<|begin|> x  ", "\U0001f600" * 3]
 
 # Each is valid to the library, and panics or does harm over some text or at some step.

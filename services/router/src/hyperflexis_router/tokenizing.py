@@ -96,6 +96,8 @@ class Tokenizing:
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
+        for template in self._templates.values():
+            template.close()
 
     def _encode_chat(self, model: str, messages: Sequence[Message]) -> bytes:
         # The template writes the special tokens itself.
