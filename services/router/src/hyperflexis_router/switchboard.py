@@ -92,9 +92,9 @@ class Switchboard:
             return
         live.submitted = True
         now_us = self.clock.now_us()
-        if live.stopped is not None:
+        if live.ends is not None:
             # Taken over after its stop string, before the record of its end.
-            self._end(live, Ended(live.request_id, sampling_pb2.FINISH_REASON_STOP_STRING))
+            self._end(live, Ended(live.request_id, live.ends))
         elif isinstance(live.new, ResumedRequest):
             self.apply(self.core.resume(live.new, now_us))
         else:
@@ -218,9 +218,8 @@ class Switchboard:
         self.on_dirty(live)
         if effect.start_index == 0:
             self._faults.passed("first_token")
-        if live.stopped is not None:
-            reason = sampling_pb2.FINISH_REASON_STOP_STRING
-            self.apply(self.core.finish(live.request_id, reason, self.clock.now_us()))
+        if live.ends is not None:
+            self.apply(self.core.finish(live.request_id, live.ends, self.clock.now_us()))
 
     def _end(self, live: LiveRequest, ended: Ended) -> None:
         if live.finished is not None:
