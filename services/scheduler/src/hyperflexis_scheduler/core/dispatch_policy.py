@@ -1,0 +1,100 @@
+"""Which worker gets a request. One class a policy; each says why and with which numbers.
+
+A policy sees what is asked (`Ask`) and what every worker has to do (`WorkerLoads`), no sessions and no clock: the same
+objects run in the scheduler and in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hyperflexis_scheduler.core.loads import QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Slots, WorkerLoads
+
+
+class Ask(NamedTuple):
+    """A request as the dispatcher sees it; times in microseconds."""
+
+    prefill_tokens: int
+    age_us: float
+    """Since it arrived."""
+    ttft_us: float
+    tpot_us: float
+    max_tokens: int
+    tier: str = ""
+
+
+class Choice(NamedTuple):
+    slot: int
+    reason: str
+    numbers: Mapping[str, float]
+
+
+class DispatchPolicy(Protocol):
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        """One of the slots, of which there is at least one."""
+        ...
+
+
+class RoundRobin:
+    """Each worker in turn."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        slot = int(among[self._turn % len(among)])
+        self._turn += 1
+        return Choice(slot, "round_robin", {"candidates": len(among)})
+
+
+class Least:
+    """The worker with the least of one number; ties go in turn."""
+
+    def __init__(self, field: int, reason: str) -> None:
+        self._field = field
+        self._reason = reason
+        self._turn = 0
+
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        values = loads.of(self._field, among)
+        least = float(values.min())
+        ties = np.flatnonzero(values == least)
+        slot = int(among[ties[self._turn % len(ties)]])
+        self._turn += 1
+        return Choice(slot, self._reason, {"candidates": len(among), self._reason.removeprefix("least_"): least})
+
+
+def least_requests() -> Least:
+    """Fewest requests waiting or running."""
+    return Least(REQUESTS, "least_requests")
+
+
+def least_queued_tokens() -> Least:
+    """Join the shortest queue, in prompt tokens (Splitwise's token JSQ)."""
+    return Least(QUEUED_TOKENS, "least_queued_tokens")
+
+
+class EarliestFirstToken:
+    """The worker whose queue and the request's own prefill would be done first, by each one's own step-time model and
+    the share of its time that prefill gets there. Sent at once; who is served when is the worker's choice."""
+
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        own_us = loads.prefill_us(ask.prefill_tokens, among)
+        queued_us = loads.of(QUEUED_US, among)
+        share = loads.of(SHARE, among)
+        requests = loads.of(REQUESTS, among)
+        # A request costs a millisecond beyond its tokens: it tells idle workers apart, and spreads the decodes.
+        until_us = (queued_us + own_us) / share + 1_000.0 * requests
+        at = int(until_us.argmin())
+        numbers = {
+            "candidates": len(among),
+            "queued_prefill_us": float(queued_us[at]),
+            "own_prefill_us": float(own_us[at]),
+            "prefill_share": float(share[at]),
+            "requests": float(requests[at]),
+            "predicted_ttft_us": ask.age_us + float((queued_us[at] + own_us[at]) / share[at]),
+        }
+        return Choice(int(among[at]), "earliest_first_token", numbers)
