@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,13 @@ from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_sim.engine import EngineReport, SimEngine
 from hyperflexis_sim.noise import Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
+from hyperflexis_sim.tiers import Promise
 from hyperflexis_worker.core.step_policy import GivenUp, StepPolicy
+
+BEST_EFFORT_TTFT_US = 3.6e9
+"""Of a request whose promise is broken already: after everything that still has one."""
+BEST_EFFORT_TPOT_US = 1e6
+"""Its decodes hurry nobody else's prefill."""
 
 PolicyFactory = Callable[[StepTimeModel], StepPolicy]
 
@@ -60,6 +66,8 @@ class Cluster:
     seed: int = 0
     reserve_growth: bool = True
     leap: bool = True
+    promises: Mapping[str, Promise] = field(default_factory=dict)
+    """What a downgrade falls to."""
     second_try: bool = True
     """A request given up goes to another worker if that one still can."""
 
@@ -193,13 +201,28 @@ class Cluster:
         self._at(now_us + self.delays.report_us, self._returned, request)
 
     def _returned(self, request: SimRequest) -> None:
-        """Another worker, if one still can by its model; else refused."""
+        """Another worker, if one still can by its model; else what its tier says."""
         if self.second_try and request.dispatched == 1 and len(self.kinds) > 1:
             others = self._among[self._among != request.worker]
-            own_us = self.loads.prefill_us(request.prompt_tokens, others)
+            own_us = self.loads.prefill_us(request.prompt_tokens, others) + self.loads.of(columns.QUEUED_US, others)
             able = self.now_us + self.delays.dispatch_us + own_us + self.loads.of(columns.C0, others) < request.due_us
             if able.any():
                 self._place(request, others[able])
                 return
-        request.state = REFUSED
-        request.refused_us = self.now_us
+        kind, _, target = request.on_violation.partition(":")
+        if kind == "refuse" or (kind == "downgrade" and target not in self.promises):
+            request.state = REFUSED
+            request.refused_us = self.now_us
+            return
+        if kind == "downgrade":
+            fallback = self.promises[target]
+            request.downgraded = True
+            request.tier, request.on_violation = fallback.tier, fallback.on_violation
+            request.ttft_us, request.tpot_us = fallback.ttft_us, fallback.tpot_us
+            request.max_gap_us, request.weight = fallback.max_gap_us, fallback.weight
+        else:
+            request.best_effort = True
+            request.ttft_us, request.tpot_us = BEST_EFFORT_TTFT_US, max(request.tpot_us, BEST_EFFORT_TPOT_US)
+        request.dispatched = 0
+        request.due_us = request.arrival_us + request.ttft_us
+        self._place(request)

@@ -23,6 +23,7 @@ class SimRequest:
     max_gap_us: float
     weight: float
     max_tokens: int
+    on_violation: str = "refuse"
 
     due_us: float = 0.0
     to_compute: int = 0
@@ -40,6 +41,7 @@ class SimRequest:
     refused_us: float = -1.0
     downgraded: bool = False
     best_effort: bool = False
+    tier_promised: str = ""
     promised_ttft_us: float = 0.0
     """What its verdict is about, whatever it was downgraded to."""
     promised_tpot_us: float = 0.0
@@ -47,6 +49,7 @@ class SimRequest:
     def __post_init__(self) -> None:
         self.due_us = self.arrival_us + self.ttft_us
         self.to_compute = self.prompt_tokens
+        self.tier_promised = self.tier
         self.promised_ttft_us, self.promised_tpot_us = self.ttft_us, self.tpot_us
 
     @property
