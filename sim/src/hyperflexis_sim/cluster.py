@@ -20,6 +20,7 @@ from hyperflexis_sim.engine import EngineReport, SimEngine
 from hyperflexis_sim.noise import Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
+from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.step_policy import GivenUp, StepPolicy
 
 BEST_EFFORT_TTFT_US = 3.6e9
@@ -73,6 +74,8 @@ class Cluster:
 
     engines: list[SimEngine] = field(init=False)
     loads: WorkerLoads = field(init=False)
+    lengths: OutputLengths = field(init=False)
+    """Of what finished anywhere: what dispatchers expect of each tier."""
     _charges: list[deque[tuple[int, float, float]]] = field(init=False)
     _sent: list[int] = field(init=False)
     _reported_us: list[float] = field(init=False)
@@ -83,6 +86,7 @@ class Cluster:
     def __post_init__(self) -> None:
         count = len(self.kinds)
         self.loads = WorkerLoads(max(count, 1))
+        self.lengths = OutputLengths()
         self.engines = []
         for index, kind in enumerate(self.kinds):
             engine = SimEngine(
@@ -94,6 +98,7 @@ class Cluster:
                 leap=self.leap,
             )
             engine.on_given_up = self._given_up
+            engine.on_finished = self._finished
             self.engines.append(engine)
             slot = self.loads.open()
             assert slot == index
@@ -147,6 +152,7 @@ class Cluster:
             request.tpot_us,
             request.max_tokens,
             request.tier,
+            self.lengths.mean(request.tier),
         )
         slot = self.dispatch.choose(ask, self.loads, self._among if among is None else among).slot
         request.worker = slot
@@ -194,6 +200,9 @@ class Cluster:
         loads.set(slot, columns.RUNNING, report.running)
         loads.set(slot, columns.CONTEXT, report.context_tokens)
         loads.set(slot, columns.KV_USED, report.kv_used)
+
+    def _finished(self, request: SimRequest, now_us: float) -> None:
+        self.lengths.learn(request.tier, request.made)
 
     def _given_up(self, given_up: GivenUp, now_us: float) -> None:
         request = given_up.request

@@ -27,7 +27,7 @@ class DecodeTable:
     def view(self) -> Decodes:
         """What a policy sees: valid until the table changes."""
         used = self._table[:, : self.count]
-        return Decodes(used[DUE], used[PAUSE_END], used[TPOT], self.context_tokens, used[CREDIT])
+        return Decodes(used[DUE], used[PAUSE_END], used[TPOT], self.context_tokens, used[CREDIT], used[TOKEN_DUE])
 
     def least_left(self) -> int:
         """Steps until the first of them ends."""

@@ -96,6 +96,11 @@ class SimEngine:
     def kv_used(self) -> float:
         return self.table.context_tokens + self._begun_tokens
 
+    @property
+    def free_tokens(self) -> float:
+        """Room left in the KV pool."""
+        return self.kv_tokens - self.kv_used
+
     def deliver(self, request: SimRequest, now_us: float) -> None:
         """A request has arrived here."""
         self.applied += 1

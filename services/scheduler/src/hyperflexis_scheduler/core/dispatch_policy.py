@@ -24,6 +24,8 @@ class Ask(NamedTuple):
     tpot_us: float
     max_tokens: int
     tier: str = ""
+    expected_tokens: float = 0.0
+    """Output tokens that requests of this tier make on average; 0 = not known."""
 
 
 class Choice(NamedTuple):

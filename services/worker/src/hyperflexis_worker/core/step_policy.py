@@ -31,6 +31,8 @@ class Decodes:
     """Of all together."""
     credit: Floats
     """[n] Kept by policies that let requests sit a step out; zero at first."""
+    token_due_us: Floats | None = None
+    """[n] When the next token is due by arrival + TTFT + k TPOT; None where no policy asks for it."""
 
     @property
     def count(self) -> int:
@@ -94,7 +96,9 @@ class StepPolicy(Protocol):
         """The step to run now; with no decodes, it begins one that waits, if any has room. Changes no queue."""
         ...
 
-    def stepped(self, choice: StepChoice, decodes: Decodes, waiting_left: bool, predicted_us: float, took_us: float) -> None:
+    def stepped(
+        self, choice: StepChoice, decodes: Decodes, waiting_left: bool, predicted_us: float, took_us: float
+    ) -> None:
         """The step chosen took so long. `waiting_left`: prefill was left over."""
         ...
 
