@@ -17,6 +17,7 @@ from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_scheduler.core.dispatch import POLICIES
 from hyperflexis_scheduler.core.effects import Effect, ToRouter, ToWorker
+from hyperflexis_scheduler.core.memory import Memory
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 
@@ -40,7 +41,7 @@ class Stage:
         self._applied = dict.fromkeys(self._reported, 0)
         self._session_of: dict[str, int] = {}
         self.core = SchedulerCore(Rules(), POLICIES[policy]())
-        self.core.begin(identity_pb2.Fence(epoch=1, leader_id="bench"), [], self._now_us)
+        self.core.begin(identity_pb2.Fence(epoch=1, leader_id="bench"), Memory(), self._now_us)
         hello = rs.RouterHello(router_id="router", incarnation=1, protocol_version=PROTOCOL_VERSION)
         self.core.router_opened(ROUTER_SESSION, hello, self._now_us)
         for session in self._reported:

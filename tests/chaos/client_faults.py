@@ -1,18 +1,22 @@
-"""Clients that leave, cancel, resume twice or read slowly."""
+"""Clients that leave, cancel, resume twice, read slowly or lose the network to their router."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 from chaos import EFFECT_S, Chaos
 from process_signs import until
 from reading import Reading
+from tcp_proxy import TcpProxy
 
 from hyperflexis_client import Aborted, AsyncClient, Delta, NotFound
 
 STORM = 20
 ORPHANS = 3
+SHORT_GRACE_S = 3.0
 
 
 async def two_resumes(chaos: Chaos) -> bool:
@@ -99,3 +103,60 @@ async def slow_reader(chaos: Chaos) -> bool:
 
     chaos.load.also(read())
     return await until(lambda: reading.deltas >= 3, EFFECT_S) and not reading.ended
+
+
+async def client_connection_cut(chaos: Chaos) -> bool:
+    """The network between the clients and one router breaks, the router lives: its streams go on at the other."""
+    async with _one_more(chaos, "client_connection_cut", 10.0) as cut:
+        return cut.begun and await cut.make()
+
+
+async def client_connection_cut_redis_away(chaos: Chaos) -> bool:
+    """The same, and the older router cannot hear of it: its grace ends while the stream goes on elsewhere."""
+    async with _one_more(chaos, "client_connection_cut_redis_away", SHORT_GRACE_S) as cut:
+        frozen = cut.begun and await chaos.cell.freeze("redis")
+        try:
+            await chaos.pause(0.3, 0.6)
+            return frozen and await cut.make(stay_s=SHORT_GRACE_S + 1.0)
+        finally:
+            await chaos.cell.thaw("redis")
+
+
+@dataclass
+class _Cut:
+    """A stream of its own among the others that are cut, and what breaks it."""
+
+    proxy: TcpProxy
+    reading: Reading
+    begun: bool
+
+    async def make(self, stay_s: float = 0.0) -> bool:
+        """Waits until the stream has gone on, and at least `stay_s`; True if it had to go on."""
+        reading, loop = self.reading, asyncio.get_running_loop()
+        stay_until = loop.time() + stay_s
+        self.proxy.refuse()
+        await until(lambda: reading.generation.reconnections > 0 or reading.ended, EFFECT_S)
+        had = len(reading.received)  # more can only come from another router
+        went_on = await until(lambda: len(reading.received) > had or reading.ended, EFFECT_S)
+        await asyncio.sleep(stay_until - loop.time())
+        return went_on and len(reading.received) < len(reading.prompt.reference)
+
+
+@contextlib.asynccontextmanager
+async def _one_more(chaos: Chaos, fault: str, grace_s: float) -> AsyncIterator[_Cut]:
+    name, load = chaos.router(), chaos.load
+    proxy = chaos.cell.proxies[name]
+    others = [chaos.cell.proxies[other].address for other in chaos.cell.routers if other != name]
+    client = AsyncClient([proxy.address, *others])
+    reading = load.request(load.longest_prompt(), fault, client=client, detach_grace_ms=int(grace_s * 1_000))
+
+    async def read() -> None:
+        async with client, reading:
+            await reading.read()
+
+    load.also(read())
+    begun = await until(lambda: bool(reading.received) or reading.ended, EFFECT_S) and not reading.ended
+    try:
+        yield _Cut(proxy, reading, begun)
+    finally:
+        proxy.accept()

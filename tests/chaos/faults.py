@@ -5,7 +5,14 @@ from __future__ import annotations
 import random
 
 from chaos import Fault
-from client_faults import cancel_storm, orphan, slow_reader, two_resumes
+from client_faults import (
+    cancel_storm,
+    client_connection_cut,
+    client_connection_cut_redis_away,
+    orphan,
+    slow_reader,
+    two_resumes,
+)  # fmt: skip
 from network_faults import (
     connections_reset,
     feed_held,
@@ -34,6 +41,7 @@ FAULTS: dict[str, Fault] = {
         kill_worker, kill_engine, stop_engine, stop_worker, stop_replace_continue_worker, restart_worker,
         kill_leader, stop_leader, run_delivered_placed_lost_leader_killed, placed_lost, run_lost,
         kill_router, kill_router_and_worker, two_resumes, cancel_storm, orphan, slow_reader,
+        client_connection_cut, client_connection_cut_redis_away,
         feed_held, worker_unreachable, scheduler_unreachable, scheduler_unheard, connections_reset,
         redis_reply_lost, redis_slow, redis_restarted_empty, redis_away_30_s,
         *(router_dies_at(point) for point in ROUTER_POINTS),

@@ -8,6 +8,11 @@ from chaos import EFFECT_S, Chaos
 from leadership import life_of, wait_for_another_life
 from process_signs import freeze, send, until
 
+from hyperflexis_cli.child import Child
+
+LEAVE_S = 10.0
+"""A worker that another process has replaced must be gone this long after it hears of it."""
+
 
 async def kill_worker(chaos: Chaos) -> bool:
     """And another process under the same id."""
@@ -39,15 +44,38 @@ async def stop_worker(chaos: Chaos) -> bool:
 
 
 async def stop_replace_continue_worker(chaos: Chaos) -> bool:
-    """SIGSTOP, another process takes its id, then SIGCONT: it must not be let in again."""
+    """SIGSTOP, another process takes its id, then SIGCONT: it must not be let in again, and leave by itself."""
     cell, name = chaos.cell, chaos.worker()
     older_life = await life_of(cell, name)
     if not await cell.freeze(name):
         return False
+    # Sometimes its life has been given up by then, and only the registration tells that it was replaced.
+    await chaos.pause(0.0, 7.0)
     old = await cell.replace_stopped_worker(name)
     life = await wait_for_another_life(cell, name, older_life, EFFECT_S)
     await chaos.pause(0.1, 3.0)
-    return life is not None and old.pid is not None and send(old.pid, signal.SIGCONT)
+    if life is None or old.pid is None or not send(old.pid, signal.SIGCONT):
+        return False
+    wrong = await _eviction(chaos, name, old, life)
+    if wrong:
+        chaos.load.tally.evicted_replacements += 1
+        chaos.load.tally.note(f"stop_replace_continue_worker: {name}: {wrong}")
+        if old.pid is not None:
+            send(old.pid, signal.SIGKILL)
+        await cell.respawn(name)
+    return True
+
+
+async def _eviction(chaos: Chaos, name: str, old: Child, life: int) -> str:
+    """What is wrong, once the old process has had its time to leave; empty where nothing is."""
+    new = chaos.cell.children[name]
+    left = await until(lambda: not old.running, LEAVE_S)
+    found = await life_of(chaos.cell, name)
+    if not new.running:
+        return f"the replacement {new.state}; the old process {old.state}; {found} is registered, not {life}"
+    if found != life:
+        return f"{found} is registered, not the replacement {life}, which runs"
+    return "" if left else f"the old process has not left within {LEAVE_S:g} s"
 
 
 async def restart_worker(chaos: Chaos) -> bool:

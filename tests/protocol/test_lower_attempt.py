@@ -12,6 +12,7 @@ from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_scheduler.core.dispatch import POLICIES
 from hyperflexis_scheduler.core.effects import Effect, ToRouter
+from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 
@@ -22,7 +23,7 @@ ROUTER, WORKER = 1, 2
 def leader_that_saw(phase: worker_session_pb2.RequestPhase.ValueType) -> SchedulerCore:
     """A third leader, whose only worker shows the attempt of the first."""
     core = SchedulerCore(Rules(), POLICIES["least_requests"]())
-    core.begin(identity_pb2.Fence(epoch=3, leader_id="s3"), [WorkerKey("w", 1)], 0)
+    core.begin(identity_pb2.Fence(epoch=3, leader_id="s3"), Memory((WorkerRecord(WorkerKey("w", 1), "", "m", b""),)), 0)
     register = worker_session_pb2.Register(
         identity=identity_pb2.WorkerIdentity(worker_id="w", incarnation=1),
         protocol_version=PROTOCOL_VERSION,

@@ -7,10 +7,13 @@ exactly the reference stream) and by `leaks()`.
 from __future__ import annotations
 
 import random
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from virtual_client import Client
+from virtual_leaders import Leaders
 from virtual_network import Link, VirtualTime
 from virtual_process import SECOND, Process
 from virtual_router import Router
@@ -18,13 +21,15 @@ from virtual_scheduler import Scheduler
 from virtual_worker import Worker
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.tokens import pack
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
 
+LOOK_US = 100_000
+WRITTEN_DOWN_US = 3 * SECOND // 2
+
 
 class VirtualCell:
-    """One leader at a time, workers, routers and clients; faults by name."""
+    """Leaders, workers, routers, clients, and what can be done to them; virtual_faults.py chooses."""
 
     def __init__(self, seed: int, workers: int = 3, routers: int = 2, policy: str = "least_requests") -> None:
         self.time = VirtualTime()
@@ -33,18 +38,33 @@ class VirtualCell:
         self.links: list[Link] = []
         self.feed_links: list[tuple[Router, Worker, Link]] = []
         self.cuts: dict[tuple[Router, Worker], int] = {}
-        self.drops: dict[str, int] = {}
+        self.drops: Counter[str] = Counter()
+        self.dropped: Counter[str] = Counter()
+        self.on_drop: dict[str, Callable[[], None]] = {}
         self.clients: dict[str, Client] = {}
         self.workers: dict[str, Worker] = {}
         self.routers: list[Router] = []
-        self.retired: list[Process] = []
+        self.retired: list[Worker] = []
+        """Stopped, and another process has their id since."""
         self._incarnations = 0
-        self._epoch = 1
-        self.leader: Scheduler | None = Scheduler(self, 1, [])
+        self._redis_back_us = 0
+        self.leaders = Leaders(self)
+        self.leaders.begin()
         for number in range(workers):
             self.add_worker(f"w{number}")
         for number in range(routers):
             self.routers.append(Router(self, number, self._incarnation()))
+
+    @property
+    def leader(self) -> Scheduler | None:
+        return self.leaders.newest
+
+    @property
+    def redis_away(self) -> bool:
+        return self.time.now_us < self._redis_back_us
+
+    def live_clients(self) -> list[Client]:
+        return [c for c in self.clients.values() if c.ended is None and not c.cancelled]
 
     def _incarnation(self) -> int:
         self._incarnations += 1
@@ -54,10 +74,13 @@ class VirtualCell:
         self.workers[worker_id] = Worker(self, worker_id, self._incarnation())
 
     def drop(self, message: Any) -> bool:
-        """Is this message one that a fault swallows? `drops` counts, by kind, how many still go."""
+        """Is this message one that a fault swallows? `drops` counts, by kind, how many still go, `dropped` those
+        that went."""
         kind = message.WhichOneof("message")
-        if self.drops.get(kind, 0) > 0:
+        if self.drops[kind] > 0:
             self.drops[kind] -= 1
+            self.dropped[kind] += 1
+            self.on_drop.get(kind, lambda: None)()
             return True
         return False
 
@@ -74,14 +97,33 @@ class VirtualCell:
         return client
 
     def resume(self, client: Client, router: int) -> None:
-        """The client goes to (another) router with all the tokens it has."""
-        target, older = self.routers[router], client.router
+        """The client goes to (another) router with all the tokens it has. Its older router hears of it from Redis,
+        at its next touch of the record; until then it goes on as before."""
+        target = self.routers[router]
         client.gen += 1
         client.router = target
-        if older.alive and client.request_id in older.core:
-            older.deliver(lambda: older.apply(older.core.release(client.request_id, older.now_us())))
+        target.deliver(lambda: self._take_over(client, target, client.gen))
+
+    def _take_over(self, client: Client, target: Router, gen: int) -> None:
+        if client.gen != gen or client.ended is not None:
+            return  # it has gone on to yet another router
+        if client.request_id in target.core:
+            target.apply(target.core.release(client.request_id, target.now_us()))
         new = ResumedRequest(**self._request(client), committed=pack(client.tokens))
-        target.deliver(lambda: target.apply(target.core.resume(new, target.now_us())))
+        target.apply(target.core.resume(new, target.now_us()))
+
+    def cut_stream(self, client: Client, grace_us: int) -> None:
+        """The network between a client and its router breaks, the router lives: the client goes on at another one,
+        and the older router ends the request with its grace, unless it has heard who has it."""
+        older = client.router
+        others = [number for number, router in enumerate(self.routers) if router is not older]
+        self.time.after(self.chance.randrange(1_000, 400_000), partial(self._come_back, client, older, others))
+        self.time.after(grace_us, lambda: older.deliver(lambda: self.end_grace(client, older)))
+
+    def end_grace(self, client: Client, older: Router) -> None:
+        """Of a client that went on elsewhere, at a router that may not know it yet."""
+        if client.router is not older and client.request_id in older.core:
+            older.apply(older.core.cancel(client.request_id, older.now_us()))
 
     def cancel(self, client: Client) -> None:
         client.cancelled = True
@@ -109,7 +151,7 @@ class VirtualCell:
         worker = self.workers[worker_id]
         worker.alive = False
         self._break_links_of(worker)
-        self.time.after(back_after_us, lambda: self.add_worker(worker_id))
+        self.time.after(back_after_us, lambda: self._replace(worker))
 
     def stop_worker(self, worker_id: str, for_us: int, replace: bool) -> None:
         """SIGSTOP, then CONT; with `replace`, another process has taken its id meanwhile."""
@@ -119,9 +161,23 @@ class VirtualCell:
             self.time.after(for_us // 2, lambda: self._replace(worker))
 
     def _replace(self, worker: Worker) -> None:
+        """Once: a worker that dies twice before it is back comes back as one process."""
         if self.workers.get(worker.key.worker_id) is worker:
-            self.retired.append(worker)
             self.add_worker(worker.key.worker_id)
+            if worker.alive:
+                self.retired.append(worker)
+                self._keep_stopped(worker, self.workers[worker.key.worker_id], 0)
+
+    def _keep_stopped(self, older: Worker, newer: Worker, known_us: int) -> None:
+        """It wakes only when the newest leader has known the newer life for long enough to have written it down:
+        before that, nobody could tell which of the two took the other's place."""
+        if not (older.alive and newer.alive) or known_us > WRITTEN_DOWN_US:
+            return
+        leader = self.leader
+        known = leader is not None and leader.knows(newer.key) and not self.redis_away
+        if older.stopped_until_us < self.time.now_us + 2 * LOOK_US:
+            older.stop_for(2 * LOOK_US)
+        self.time.after(LOOK_US, partial(self._keep_stopped, older, newer, known_us + LOOK_US if known else 0))
 
     def kill_router(self, number: int) -> None:
         """Its clients go to another router, its place is taken by a new process."""
@@ -131,59 +187,53 @@ class VirtualCell:
         self.routers[number] = Router(self, number, self._incarnation())
         for client in self.clients.values():
             if client.router is router and client.ended is None and not client.cancelled:
-                other = self.chance.randrange(len(self.routers))
                 delay = self.chance.randrange(1_000, 400_000)
-                self.time.after(delay, partial(self._come_back, client, router, other))
+                anywhere = list(range(len(self.routers)))
+                self.time.after(delay, partial(self._come_back, client, router, anywhere))
 
-    def _come_back(self, client: Client, dead: Router, other: int) -> None:
-        if client.router is dead and client.ended is None and not client.cancelled:
-            self.resume(client, other)
+    def _come_back(self, client: Client, left: Router, others: list[int]) -> None:
+        if client.router is left and client.ended is None and not client.cancelled:
+            self.resume(client, self.chance.choice(others))
 
-    def replace_leader(self, above: int = 0, gap_us: int = 1_500_000) -> None:
-        """The leader dies; a standby leads with a higher epoch."""
-        if self.leader is None:
-            return
-        old, self.leader = self.leader, None
-        old.alive = False
-        known = [worker.key for worker in self.workers.values() if worker.alive]
-        for link in old.dialled:
-            link.break_now()
-        self._epoch = max(self._epoch, above) + 1
-        epoch = self._epoch
-        self.time.after(gap_us, lambda: self._lead(epoch, known))
-
-    def _lead(self, epoch: int, known: list[WorkerKey]) -> None:
-        self.leader = Scheduler(self, epoch, known)
+    def replace_leader(self, above: int = 0, gap_us: int = 1_500_000, blind: bool = False) -> None:
+        self.leaders.replace(above, gap_us, blind)
 
     def stop_leader(self, for_us: int) -> None:
-        if self.leader is not None:
-            self.leader.stop_for(for_us)
+        self.leaders.stop(for_us)
 
-    def break_links(self, share: float) -> None:
+    def take_redis_away(self, for_us: int) -> None:
+        self._redis_back_us = max(self._redis_back_us, self.time.now_us + for_us)
+
+    def break_links(self, share: float) -> int:
+        """How many broke."""
         self.links = [link for link in self.links if not link.broken]
-        for link in self.links:
-            if self.chance.random() < share:
-                link.break_now()
+        chosen = [link for link in self.links if self.chance.random() < share]
+        for link in chosen:
+            link.break_now()
+        return len(chosen)
 
-    def hold_feed(self, for_us: int) -> None:
-        """One feed lags while the others advance."""
+    def hold_feed(self, for_us: int) -> bool:
+        """One feed lags while the others advance. False where none is open."""
         live = [(r, w, link) for r, w, link in self.feed_links if not link.broken]
         if live:
             self.chance.choice(live)[2].hold("down", for_us)
+        return bool(live)
 
-    def cut_router_from_worker(self, for_us: int) -> None:
+    def cut_router_from_worker(self, for_us: int) -> bool:
+        """False where they had no feed to lose; then none can be opened."""
         worker = self.chance.choice(sorted(self.workers.values(), key=lambda w: w.key))
         router = self.chance.choice(self.routers)
         self.cuts[(router, worker)] = self.time.now_us + for_us
-        for r, w, link in self.feed_links:
-            if r is router and w is worker:
-                link.break_now()
+        lost = [link for r, w, link in self.feed_links if r is router and w is worker and not link.broken]
+        for link in lost:
+            link.break_now()
+        return bool(lost)
 
     def _break_links_of(self, process: Process) -> None:
         if isinstance(process, Worker | Router) and process.session is not None:
             process.session.break_now()
         for router, worker, link in self.feed_links:
-            if process in (router, worker):
+            if process is router or process is worker:
                 link.break_now()
 
     # --- the end ---
@@ -197,18 +247,30 @@ class VirtualCell:
         self.time.run_until(self.time.now_us + 40 * SECOND)
 
     def leaks(self) -> list[str]:
-        """What should be gone and is not."""
+        """What should be gone and is not, and who should be there and is not."""
         found = []
         for worker in self.workers.values():
-            if worker.loop.busy or worker.pool.free != worker.pool.usable:
-                found.append(f"{worker.key}: {worker.pool.usable - worker.pool.free} blocks")
+            if worker.left:
+                continue
+            engine = worker.engine
+            if engine.loop.busy or engine.pool.free != engine.pool.usable:
+                found.append(f"{worker.key}: {engine.pool.usable - engine.pool.free} blocks")
             if worker.core.requests.unfinished:
                 found.append(f"{worker.key}: {worker.core.requests.unfinished} requests")
         for router in self.routers:
             if len(router.core):
                 found.append(f"{router.core.router_id}: {len(router.core)} requests")
-        if self.leader is not None:
-            cluster = self.leader.core.cluster(self.leader.now_us())
-            if cluster.active or cluster.held:
-                found.append(f"scheduler: {cluster.active} active, {cluster.held} held")
+            if not router.core.session_open:
+                found.append(f"{router.core.router_id}: no session")
+        if self.leader is None or len(self.leaders) > 1:
+            return [*found, f"{len(self.leaders)} leaders"]
+        cluster = self.leader.core.cluster(self.leader.now_us())
+        if cluster.active or cluster.held:
+            found.append(f"scheduler: {cluster.active} active, {cluster.held} held")
+        unused = [worker for worker in self.workers.values() if not self.leader.uses(worker.key)]
+        if self.leaders.blind:
+            unused = [worker for worker in unused if not worker.left]
+        else:
+            found += [f"{worker.key}: replaced, and still there" for worker in self.retired if not worker.left]
+        found += [f"{worker.key}: not in use" for worker in unused]
         return found

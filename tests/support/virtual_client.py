@@ -26,7 +26,8 @@ class Client:
         self.router = router
         self.ended: router_effects.Ended | None = None
         self.cancelled = False
-        self.gen = 0
+        self.gen = 1
+        """Which take-over it is at. Never 0, which stands for an owner that is not known."""
 
     @property
     def reference(self) -> list[int]:

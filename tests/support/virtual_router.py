@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from virtual_network import Link
-from virtual_process import TICK_US, Process
+from virtual_process import SECOND, TICK_US, Process
 from virtual_scheduler import Scheduler
 from virtual_worker import Worker
 
@@ -15,26 +17,33 @@ from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_router.core import effects as router_effects
 from hyperflexis_router.core.router import RouterCore
+from hyperflexis_router.core.timing import RouterTiming
 
 if TYPE_CHECKING:
     from virtual_cell import VirtualCell
+
+HELLO_US = 2 * SECOND
+"""A scheduler that has not welcomed by then is not the leader."""
+TOUCH_US = SECOND
+RECORD_US = 50_000
 
 
 class Router(Process):
     def __init__(self, cell: VirtualCell, number: int, incarnation: int) -> None:
         super().__init__(cell)
-        self.core = RouterCore(f"r{number}", incarnation)
+        self.core = RouterCore(f"r{number}", incarnation, RouterTiming(confirm_close=True))
         self.session: Link | None = None
         self.feeds: dict[WorkerKey, Link] = {}
         self.wanted: dict[WorkerKey, str] = {}
         self._dial()
         self._tick()
+        self._later(cell.chance.randrange(TOUCH_US), self._touch)
 
     def _dial(self) -> None:
-        leader = self.cell.leader
+        leader = self.cell.leaders.door()
         if not self.alive:
             return
-        if leader is None or not leader.alive:
+        if leader is None:
             self.cell.time.after(100_000, lambda: self.deliver(self._dial))
             return
         box: dict[str, Any] = {}
@@ -59,6 +68,12 @@ class Router(Process):
             highest_fence=self.core.highest_fence,
         )
         link.send("up", router_session_pb2.RouterSessionRequest(hello=hello))
+        self.cell.time.after(HELLO_US, lambda: self.deliver(lambda: self._expect_welcome(link)))
+
+    def _expect_welcome(self, link: Link) -> None:
+        if link is self.session and not self.core.session_open:
+            link.close_from("up")
+            self._scheduler_closed(link)
 
     def _at_scheduler(self, leader: Scheduler, box: dict[str, Any], message: Any) -> None:
         if message.HasField("hello"):
@@ -104,11 +119,35 @@ class Router(Process):
                 case router_effects.Ended(request_id):
                     if self.cell.clients[request_id].router is self:
                         self.cell.clients[request_id].end(effect)
+                    self._later(RECORD_US, partial(self._record_end, request_id))
                 case router_effects.DropScheduler():
                     link = self.session
                     if link is not None:
                         link.close_from("up")
                         self._scheduler_closed(link)
+
+    # --- Redis, as far as it decides who owns a request ---
+
+    def _record_end(self, request_id: str) -> None:
+        """The write is fenced, so that only the owner's worker may forget; with Redis away nobody waits for it."""
+        if self.cell.redis_away or self.cell.clients[request_id].router is self:
+            self.apply(self.core.closed(request_id, self.now_us()))
+        else:
+            self.apply(self.core.release(request_id, self.now_us()))
+
+    def _touch(self) -> None:
+        """Touches the records: hears which requests other routers have taken."""
+        if not self.cell.redis_away:
+            for client in self.cell.clients.values():
+                if client.router is not self and client.request_id in self.core:
+                    self.apply(self.core.release(client.request_id, self.now_us()))
+        self._later(TOUCH_US, self._touch)
+
+    def _later(self, delay_us: int, callback: Callable[[], None]) -> None:
+        if self.alive:
+            self.cell.time.after(delay_us, lambda: self.deliver(callback))
+
+    # --- feeds ---
 
     def _dial_feed(self, key: WorkerKey) -> None:
         if not self.alive or key not in self.wanted:
@@ -137,7 +176,7 @@ class Router(Process):
         if message.HasField("hello"):
             box["feed"] = worker.accept_feed(box["link"], message.hello)
         else:
-            worker.apply(worker.core.feed_message(box["feed"], message, worker.now_us()))
+            worker.feed_message(box["feed"], message)
 
     def _from_worker(self, key: WorkerKey, link: Link, message: Any) -> None:
         if self.feeds.get(key) is not link:

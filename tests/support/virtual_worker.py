@@ -1,10 +1,12 @@
-"""The worker's core and a modelled engine as a process of the virtual cell."""
+"""The worker's core as a process of the virtual cell, and the shell around it: sessions, feeds, the engine's lives."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from virtual_client import VOCAB
+from virtual_engine import BLOCK_TOKENS, BLOCKS, MAX_NUM_SEQS, MAX_NUM_TOKENS, Engine
 from virtual_network import Link
 from virtual_process import SECOND, TICK_US, Process
 from virtual_scheduler import Scheduler
@@ -12,18 +14,15 @@ from virtual_scheduler import Scheduler
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt, WorkerKey
-from hyperflexis_common.step_time import SEEDS
-from hyperflexis_common.tokens import pack
 from hyperflexis_worker.core import effects as worker_effects
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
-from hyperflexis_worker.core.planner import BudgetPlanner
-from hyperflexis_worker.core.step_loop import StepLoop
+from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
-from hyperflexis_worker.modelled import ModelledExecutor
 
 if TYPE_CHECKING:
     from virtual_cell import VirtualCell
+
+ENGINE_HUNG_US = 30 * SECOND
+SILENCE_US = 3 * SECOND
 
 
 class Worker(Process):
@@ -31,36 +30,33 @@ class Worker(Process):
         super().__init__(cell)
         self.key = WorkerKey(worker_id, incarnation)
         capabilities = capability_pb2.EngineCapabilities(
-            context_length=2_000, vocab_size=VOCAB, max_num_tokens=32, max_num_seqs=4
+            context_length=2_000, vocab_size=VOCAB, max_num_tokens=MAX_NUM_TOKENS, max_num_seqs=MAX_NUM_SEQS
         )
-        profile = WorkerProfile(self.key, f"{worker_id}:1", "m", b"fingerprint", capabilities, 40, 8)
+        address = f"{worker_id}:{incarnation}"
+        profile = WorkerProfile(self.key, address, "m", b"fingerprint", capabilities, BLOCKS, BLOCK_TOKENS)
         self.core = WorkerCore(profile)
-        self.pool = BlockPool(40, 8)
-        self.device = ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], sleep=lambda _: None)
-        self._new_engine()
+        self.engine = Engine(self)
         self.session: Link | None = None
         self.feeds: dict[int, Link] = {}
         self._next_feed = 1
         self._heard_us = 0
         self.left = False
+        self.on_start_without_engine: Callable[[], None] = lambda: None
+        """Called when a router's Start finds no engine that could take it."""
         self._dial()
         self._tick()
 
-    def _new_engine(self) -> None:
-        self.pool = BlockPool(40, 8)
-        self.loop = StepLoop(BudgetPlanner(32, 4, "edf"), self.pool)
-        self.adds_applied = self.steps = 0
-        self.engine_life = getattr(self, "engine_life", 0) + 1
-        self.stepping = False
-        self.engine_up = True
+    @property
+    def draining(self) -> bool:
+        return self.core.readiness == capability_pb2.READINESS_DRAINING
 
     # --- scheduler ---
 
     def _dial(self) -> None:
-        leader = self.cell.leader
+        leader = self.cell.leaders.door()
         if not self.alive or self.left:
             return
-        if leader is None or not leader.alive:
+        if leader is None:
             self.cell.time.after(100_000, lambda: self.deliver(self._dial))
             return
         box: dict[str, Any] = {}
@@ -117,6 +113,11 @@ class Worker(Process):
         self.apply(self.core.feed_opened(feed, hello, self.now_us()))
         return feed
 
+    def feed_message(self, feed: int, message: token_feed_pb2.TokenFeedRequest) -> None:
+        if message.HasField("start") and not self.engine.ready:
+            self.on_start_without_engine()
+        self.apply(self.core.feed_message(feed, message, self.now_us()))
+
     def close_feed(self, feed: int) -> None:
         if self.feeds.pop(feed, None) is not None:
             self.apply(self.core.feed_closed(feed, self.now_us()))
@@ -132,84 +133,40 @@ class Worker(Process):
                 case worker_effects.ToFeed(feed, message):
                     if feed in self.feeds and not self.cell.drop(message):
                         self.feeds[feed].send("down", message)
-                case worker_effects.AddSequence() if not self.engine_up:
-                    pass  # sent to a process that is dead, or not there yet
-                case worker_effects.AddSequence(number, sequence):
-                    self.adds_applied = number
-                    self.loop.add(sequence)
-                    self._schedule_step()
-                case worker_effects.DropSequence(request_id, attempt):
-                    self.loop.cancel(request_id, attempt)
-                case worker_effects.RevokeSequence(request_id, attempt):
-                    self._revoke(request_id, attempt)
+                case worker_effects.AddSequence() | worker_effects.DropSequence() | worker_effects.RevokeSequence():
+                    self.engine.send(effect)
                 case worker_effects.DropScheduler():
                     self._drop_session()
                 case worker_effects.Leave():
-                    self.left = True
+                    self._leave()
 
-    def _revoke(self, request_id: str, attempt: Attempt) -> None:
-        one = next((s for s in self.loop.waiting if s.request_id == request_id), None)
-        dropped = one is not None and one.attempt == attempt and not one.started
-        if dropped:
-            self.loop.cancel(request_id, attempt)
-        core, life = self.core, self.engine_life
-        self.cell.time.after(
-            500,
-            lambda: self.deliver(
-                lambda: (
-                    self.apply(core.engine_revoked(request_id, attempt, dropped, self.now_us()))
-                    if life == self.engine_life
-                    else None
-                )
-            ),
-        )
+    def _leave(self) -> None:
+        """Its last word to everybody is that it is gone."""
+        self.left = True
+        self.alive = False
+        for link in (self.session, *self.feeds.values()):
+            if link is not None:
+                link.break_now()
 
-    def _schedule_step(self) -> None:
-        if not self.stepping:
-            self.stepping = True
-            life = self.engine_life
-            delay = self.cell.chance.randrange(1_000, 20_000)
-            self.cell.time.after(delay, lambda: self.deliver(lambda: self._step(life)))
+    # --- what the engine says ---
 
-    def _step(self, life: int) -> None:
-        if life != self.engine_life:
-            return
-        self.stepping = False
-        if not self.loop.busy:
-            return
-        plan = self.loop.plan(self.now_us())
-        result = self.loop.commit(plan, self.device.execute(plan.chunks))
-        self.steps += 1
-        running, waiting = list(self.loop.running), list(self.loop.waiting)
-        event = EngineEvent(
-            adds_applied=self.adds_applied,
-            waiting=len(waiting),
-            running=len(running),
-            queued_prefill_tokens=sum(s.to_compute for s in (*running, *waiting) if not s.decoding),
-            free_blocks=self.pool.free,
-            steps=self.steps,
-            tokens=[NewTokens(s.request_id, s.attempt, len(s.output) - 1, pack([t])) for s, t, _ in result.tokens],
-            started=[(s.request_id, s.attempt) for s in result.started],
-            ended=[
-                EndedAttempt(e.sequence.request_id, e.sequence.attempt, e.reason, e.stop_token_id) for e in result.ended
-            ],
-        )
-        self.loop.check_integrity()
+    def engine_stepped(self, event: EngineEvent) -> None:
         self.apply(self.core.engine_stepped(event, self.now_us()))
-        if self.loop.busy:
-            self._schedule_step()
+
+    def engine_revoked(self, request_id: str, attempt: Attempt, dropped: bool) -> None:
+        self.apply(self.core.engine_revoked(request_id, attempt, dropped, self.now_us()))
+
+    def engine_died(self) -> None:
+        """Its end has been read off the socket; another one is started after a wait."""
+        self.apply(self.core.engine_lost("killed", self.now_us()))
+        wait_us = self.cell.chance.randrange(SECOND // 10, SECOND // 2)
+        self.cell.time.after(wait_us, lambda: self.deliver(self.engine.restart))
+
+    def engine_ready(self) -> None:
+        self.apply(self.core.engine_ready(self.now_us()))
 
     def kill_engine(self) -> None:
-        self._new_engine()
-        self.engine_up = False
-        life = self.engine_life
-        self.apply(self.core.engine_lost("killed", self.now_us()))
-        self.cell.time.after(300_000, lambda: self.deliver(lambda: self._engine_ready(life)))
-
-    def _engine_ready(self, life: int) -> None:
-        if life == self.engine_life:
-            self.engine_up = True
-            self.apply(self.core.engine_ready(self.now_us()))
+        self.engine.kill()
 
     def _tick(self) -> None:
         if self.alive:
@@ -217,6 +174,8 @@ class Worker(Process):
             self.cell.time.after(TICK_US, self._tick)
 
     def _on_tick(self) -> None:
-        if self.session is not None and self.now_us() - self._heard_us > 3 * SECOND:
+        if self.session is not None and self.now_us() - self._heard_us > SILENCE_US:
             self._drop_session()
         self.apply(self.core.tick(self.now_us()))
+        if self.core.requests.load(self.now_us()).stalled_us > ENGINE_HUNG_US:
+            self.engine.kill()

@@ -37,6 +37,8 @@ class FakeScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         self.answer: ws.WorkerSessionResponse | None = None
         self.dials = 0
         self.sessions = 0
+        self.lost_registered = 0
+        """How many of the next sessions never hear that they are registered."""
         self.updates: list[ws.RequestUpdate] = []
         self.pongs: list[int] = []
         self.report = ws.Report()
@@ -65,6 +67,12 @@ class FakeScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
         await context.read()
         if self.answer is not None:
             await context.write(self.answer)
+            return
+        if self.lost_registered:
+            self.lost_registered -= 1
+            while not context.done():
+                await context.write(ws.WorkerSessionResponse(epoch=1, ping=rs.Ping(id=1)))
+                await asyncio.sleep(0.2)
             return
         self._context, self._seq, self.report_seqs = context, 0, []
         self.sessions += 1

@@ -137,3 +137,26 @@ def test_a_released_request_is_left_alone(running: RouterCore) -> None:
 def test_a_resumed_request_that_has_everything_ends_at_once(core: RouterCore) -> None:
     [end, *_] = core.resume(resumed_request(OUTPUT, max_tokens=len(OUTPUT)), 0)
     assert isinstance(end, Ended) and end.reason == sampling_pb2.FINISH_REASON_LENGTH
+
+
+def test_the_client_may_have_more_than_its_router(running: RouterCore) -> None:
+    """It got indices 2 and 3 through another router."""
+    effects = running.extend("r", pack(OUTPUT[2:4]), 0)
+    assert committed(effects) == OUTPUT[2:4]
+    [submit] = submits(effects)
+    assert submit.resume and submit.committed_tokens == 4 and not submit.last_attempt_failed
+    [(worker, subscribe)] = to_feed(effects, "subscribe")
+    assert worker == A and isinstance(subscribe, feed_pb2.Subscribe) and subscribe.next_index == 4
+    assert committed(running.feed_message(A, step(0, 2, OUTPUT[2:5]), 0)) == OUTPUT[4:5]
+
+
+def test_an_attempt_that_made_other_tokens_than_the_client_has_is_given_up(running: RouterCore) -> None:
+    running.extend("r", pack([98, 99]), 0)
+    effects = running.feed_message(A, step(0, 2, OUTPUT[2:5]), 0)
+    assert committed(effects) == [] and [submit.last_attempt_failed for submit in submits(effects)] == [True]
+
+
+def test_a_client_that_has_everything_needs_no_more(core: RouterCore) -> None:
+    core.submit(new_request(max_tokens=3), 0)
+    effects = core.extend("r", pack(OUTPUT[:3]), 0)
+    assert [end.reason for end in ended(effects)] == [sampling_pb2.FINISH_REASON_LENGTH] and len(core) == 0

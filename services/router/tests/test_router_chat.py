@@ -97,8 +97,11 @@ def test_where_a_template_is_found(tmp_path: Path) -> None:
     (directory / "chat_template.jinja").write_text("{{ bos_token }}new", encoding="utf-8")
     assert rendered(directory) == "<s>new"
     for broken in ({"chat_template": 7}, {"chat_template": "{% if %}"}):
-        with pytest.raises(ConfigError, match="cannot use the chat template"):
+        with pytest.raises(ConfigError, match="cannot use the chat template .*broken/tokenizer_config.json"):
             load_chat_template(write(tmp_path / "broken", **broken))
+    (directory / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match=r"cannot use the chat template .*file/chat_template.jinja"):
+        load_chat_template(directory)
 
 
 async def test_a_chat_becomes_a_prompt_and_a_refusal_a_status(

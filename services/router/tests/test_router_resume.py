@@ -204,3 +204,80 @@ async def test_an_older_record_that_turns_up_does_not_end_a_request_begun_again(
     await eventually(lambda: two.app.board.find(accepted.request_id).closed)
     record = await two.app.store.read(accepted.request_id)
     assert record is not None and record.finished is not None and unpack(record.journal) == reference(120)
+
+
+async def away_and_back(make_router: MakeRouter, cell: Any, redis_server: Any) -> tuple[Any, Any, pb.ResumeRequest]:
+    """Redis goes; the client goes on at a second router, and comes back to the first, which has heard nothing of it.
+    Returns the second router, the first one, and what the client says to that."""
+    redis = RedisSettings(url=redis_server.url, timeout_ms=200)
+    one, two = await make_router(redis=redis), await make_router(redis=redis)
+    cell.worker.pace_s = 0.03
+    request = generate(max_tokens=120, detach_grace_ms=30_000)
+    call = one.stub.Generate(request)
+    events = await read_until(call, 5)
+    accepted, have = events[0].accepted, tokens_of(events)
+    redis_server.pause()
+    call.cancel()
+    request.sampling.seed, request.sampling.max_tokens = accepted.seed, accepted.max_tokens
+    resume = pb.ResumeRequest(request_id=accepted.request_id, detach_grace_ms=30_000, original=request)
+    resume.next_index, resume.tail.packed = len(have), pack(have)
+    call = two.stub.Resume(resume)
+    have += tokens_of(await read_until(call, 20))
+    call.cancel()
+    resume.next_index, resume.tail.packed = len(have), pack(have)
+    assert one.app.board.find(accepted.request_id).available < len(have)
+    return two, one, resume
+
+
+async def test_the_clients_tail_fills_the_gap_of_a_router_that_still_holds_the_request(
+    make_router: MakeRouter, cell: Any, redis_server: Any
+) -> None:
+    _, one, resume = await away_and_back(make_router, cell, redis_server)
+    have = unpack(resume.tail.packed)
+    resume.ClearField("original")
+    resume.tail.packed = pack(have[3:])
+    began = asyncio.get_running_loop().time()
+    assert have + tokens_of(await read_until(call := one.stub.Resume(resume), 10)) == reference(120)[: len(have) + 10]
+    assert asyncio.get_running_loop().time() - began < 1.5, "it asks its worker at once"
+    call.cancel()
+    redis_server.resume()
+
+
+async def test_a_tail_that_does_not_reach_back_to_what_is_here_is_refused(
+    make_router: MakeRouter, cell: Any, redis_server: Any
+) -> None:
+    _, one, resume = await away_and_back(make_router, cell, redis_server)
+    resume.tail.packed = resume.tail.packed[-4:]
+    error = await status_of(one.stub.Resume(resume))
+    assert error.code() == grpc.StatusCode.FAILED_PRECONDITION and "up to index" in (error.details() or "")
+    redis_server.resume()
+
+
+async def test_the_clients_tokens_win_over_those_of_a_router_that_still_holds_the_request(
+    make_router: MakeRouter, cell: Any
+) -> None:
+    router = await make_router()
+    cell.worker.pace_s = 0.02
+    call = router.stub.Generate(generate(max_tokens=60, detach_grace_ms=30_000))
+    events = await read_until(call, 5)
+    other = [(token + 1) % 1_000 for token in tokens_of(events)]
+    resume = pb.ResumeRequest(request_id=events[0].accepted.request_id, next_index=len(other))
+    resume.tail.packed = pack(other)
+    more = tokens_of(await collect(router.stub.Resume(resume)))
+    assert (await status_of(call)).code() == grpc.StatusCode.ABORTED
+    assert router.app.in_flight.total == 0 and len(other) + len(more) == 60
+    record = await router.app.store.read(resume.request_id)
+    assert record is not None and unpack(record.journal)[: len(other)] == other
+
+
+async def test_an_idempotent_retry_takes_the_request_from_a_dead_router(make_router: MakeRouter, cell: Any) -> None:
+    one, two = await make_router(), await make_router()
+    cell.worker.pace_s = 0.02
+    request = generate(max_tokens=60, detach_grace_ms=30_000, idempotency_key="k")
+    call = one.stub.Generate(request)
+    accepted = (await read_until(call, 5))[0].accepted
+    one.app.board.freeze()
+    call.cancel()
+    again = await collect(two.stub.Generate(request))
+    assert again[0].accepted.request_id == accepted.request_id and tokens_of(again) == reference(60)
+    assert cell.scheduler.submits[-1].resume and cell.scheduler.cancelled == []

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from router_core_rig import (
     OUTPUT,
     SECOND,
     A,
     B,
+    bind,
     committed,
     down,
     ended,
+    finish,
     lost,
     new_request,
     placed,
+    resumed_request,
     step,
     submits,
     to_feed,
@@ -88,6 +93,13 @@ def test_too_many_attempts_are_an_error(core: RouterCore) -> None:
     assert end.reason == sampling_pb2.FINISH_REASON_ERROR
 
 
+def test_a_cancellation_through_another_router_is_no_refusal(core: RouterCore) -> None:
+    core.submit(new_request(), 0)
+    refused = session_pb2.Refused(request_id="r", reason=session_pb2.REFUSAL_REASON_CANCELLED, message="cancelled")
+    [end] = ended(core.scheduler_message(down(refused=refused), 0))
+    assert end.reason == sampling_pb2.FINISH_REASON_CANCELLED
+
+
 def test_cancel_reaches_worker_and_scheduler(running: RouterCore) -> None:
     effects = running.cancel("r", 0)
     assert [end.reason for end in ended(effects)] == [sampling_pb2.FINISH_REASON_CANCELLED]
@@ -95,6 +107,25 @@ def test_cancel_reaches_worker_and_scheduler(running: RouterCore) -> None:
     assert any(isinstance(e, ToScheduler) and e.message.cancel.request_id == "r" for e in effects)
     assert running.cancel("r", 0) == []
     assert running.feed_message(A, step(0, 2, OUTPUT[2:3]), 0) == []
+
+
+def test_ends_name_the_owner_that_they_are_the_end_for(core: RouterCore) -> None:
+    core.submit(dataclasses.replace(new_request("q"), owner_gen=9), 0)
+    [cancel] = [e.message.cancel for e in core.cancel("q", 0) if isinstance(e, ToScheduler)]
+    assert (cancel.request_id, cancel.owner_gen) == ("q", 9)
+    done = [e for e in core.resume(resumed_request(OUTPUT), 0) if isinstance(e, ToScheduler)]
+    assert len(done) == 1 and done[0].message.submit.owner_gen == 7
+    core.scheduler_message(placed(1, A, started=True), 0)
+    core.feed_message(A, bind(5, 1), 0)
+    effects = core.feed_message(A, finish(5, OUTPUT), 0)
+    [closed] = [e.message.done for e in effects if isinstance(e, ToScheduler)]
+    assert (closed.request_ids, closed.owner_gens) == (["r"], [7])
+
+
+def test_what_another_router_submitted_is_cancelled_whoever_owns_it(core: RouterCore) -> None:
+    [told] = core.cancel_elsewhere("q", 0)
+    assert isinstance(told, ToScheduler) and told.message.cancel.request_id == "q"
+    assert told.message.cancel.owner_gen == 0
 
 
 def test_ends_while_cut_off_are_told_later(running: RouterCore) -> None:

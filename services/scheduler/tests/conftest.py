@@ -14,7 +14,8 @@ from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_scheduler.core.dispatch import EdfByTier
-from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, ToRouter, ToWorker
+from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
+from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 
@@ -102,13 +103,25 @@ class Stage:
     """A core, its peers, and a clock that only the test moves. Silent peers are kept alive unless told not to."""
 
     def __init__(self, rules: Rules | None = None, policy: Any = None, known: Any = (), epoch: int = 7) -> None:
+        """`known`: records of workers, or the keys of some that were here a moment ago; None = no memory."""
         self.now_us = 1_000_000
         self.core = SchedulerCore(rules or Rules(), policy or EdfByTier())
         self.peers: dict[int, Peer] = {}
         self.higher_epochs: list[int] = []
         self.trail: list[Effect] = []
         self._sessions = itertools.count(1)
-        self.act(self.core.begin, identity_pb2.Fence(epoch=epoch, leader_id="me"), known)
+        self.remembered = 0
+        self.act(self.core.begin, identity_pb2.Fence(epoch=epoch, leader_id="me"), self.memory(known))
+
+    @staticmethod
+    def memory(known: Any, scaler_epoch: int = 0) -> Memory | None:
+        if known is None:
+            return None
+        records = (
+            known_one if isinstance(known_one, WorkerRecord) else WorkerRecord(known_one, "", "m", b"f")
+            for known_one in known
+        )
+        return Memory(tuple(records), scaler_epoch)
 
     @staticmethod
     def slo(tier: str = "chat", ttft_ms: int = 1_000, on_violation: int = 1, **fields: Any) -> slo_pb2.Slo:
@@ -139,6 +152,8 @@ class Stage:
                     self.peers[session].closed = reason
                 case HigherEpoch(epoch):
                     self.higher_epochs.append(epoch)
+                case Remember():
+                    self.remembered += 1
         return effects
 
     def router(self, router_id: str = "r1", incarnation: int = 1, **fields: Any) -> FakeRouter:

@@ -115,6 +115,35 @@ class TestMoving:
         assert [revoke.request_id for revoke in busy.all("revoke")] == ["b", "a"]
         assert not idle.all("run")
 
+    def test_a_revocation_that_a_broken_session_lost_is_repeated(self, stage):
+        worker, router = stage.worker("w1"), stage.router()
+        router.submit("q")
+        run = worker.last("run")
+        other = stage.worker("w2")
+        stage.apply(action_id="a", worker_id="w1", drain=ws.Drain())
+        stage.tick(200, worker, other, router)
+        worker.disconnect()
+        again = stage.worker("w1", snapshot=False)
+        again.snapshot(stage.status("q", (run.attempt.leader_epoch, run.attempt.seq), "WAITING"))
+        stage.tick(200, again, other, router)
+        assert [revoke.attempt for revoke in again.all("revoke")] == [run.attempt]
+
+    def test_revocations_that_a_broken_session_lost_do_not_keep_idle_workers_idle(self, stage):
+        busy, router = stage.worker("w1"), stage.router()
+        for name in ("a", "b", "c"):
+            router.submit(name)
+        idle = stage.worker("w2")
+        stage.tick(200, busy, idle, router)
+        assert [revoke.request_id for revoke in busy.all("revoke")] == ["c"]
+        runs = [(run.request_id, (run.attempt.leader_epoch, run.attempt.seq)) for run in busy.all("run")]
+        busy.disconnect()
+        again = stage.worker("w1", snapshot=False)
+        again.snapshot(*(stage.status(*run, "WAITING") for run in runs))
+        stage.tick(200, again, idle, router)
+        assert [revoke.request_id for revoke in again.all("revoke")] == ["c"]
+        again.update("revoked", again.last("revoke"))
+        assert idle.last("run").request_id == "c"
+
     def test_revocations_are_bounded_per_round(self, make_stage):
         stage = make_stage(Rules(revokes_per_round=2))
         worker, router = stage.worker("w1"), stage.router()
@@ -164,6 +193,37 @@ class TestActions:
         router.submit("q")
         stage.apply(action_id="2", worker_id="w1", drain=ws.Drain(undo=True))
         assert worker.last("run").request_id == "q"
+
+    def test_a_drain_undone_while_the_worker_is_away_is_undone_when_it_is_back(self, stage):
+        worker = stage.worker()
+        stage.apply(action_id="1", worker_id="w1", drain=ws.Drain())
+        worker.report(readiness=capability_pb2.READINESS_DRAINING)
+        worker.disconnect()
+        assert stage.apply(action_id="2", worker_id="w1", drain=ws.Drain(undo=True)).outcome is Outcome.APPLIED
+        again = stage.worker(readiness=capability_pb2.READINESS_DRAINING, snapshot=False)
+        again.snapshot(readiness=capability_pb2.READINESS_DRAINING)
+        assert again.last("drain").undo
+
+    def test_an_undone_drain_is_repeated_until_a_report_shows_it(self, stage):
+        worker = stage.worker(readiness=capability_pb2.READINESS_DRAINING)
+        stage.apply(action_id="1", worker_id="w1", drain=ws.Drain(undo=True))
+        worker.disconnect()
+        again = stage.worker(snapshot=False).snapshot(readiness=capability_pb2.READINESS_DRAINING)
+        again.report()
+        again.disconnect()
+        # It drains of its own accord now, because its process stops.
+        stopping = stage.worker(snapshot=False).snapshot(readiness=capability_pb2.READINESS_DRAINING)
+        assert again.last("drain").undo and not stopping.all("drain")
+
+    def test_an_undone_drain_is_forgotten_where_the_worker_came_back_ready(self, stage):
+        worker = stage.worker()
+        stage.apply(action_id="1", worker_id="w1", drain=ws.Drain())
+        worker.disconnect()
+        stage.apply(action_id="2", worker_id="w1", drain=ws.Drain(undo=True))
+        ready = stage.worker()
+        ready.disconnect()
+        stopping = stage.worker(snapshot=False).snapshot(readiness=capability_pb2.READINESS_DRAINING)
+        assert not ready.all("drain") and not stopping.all("drain")
 
     def test_a_decode_worker_gets_no_new_requests(self, stage):
         stage.worker(role=capability_pb2.ROLE_DECODE)

@@ -176,8 +176,8 @@ def test_whatever_breaks_indices_agree_and_every_request_ends(make_stage, story)
                 stage.apply(action_id=str(len(stage.trail)), worker_id=machine.worker_id, drain=drain)
             case "leader":
                 epoch += 1
-                known = [m.peer.key for m in machines]
-                stage.perform(stage.core.begin(identity_pb2.Fence(epoch=epoch, leader_id="me"), known, stage.now_us))
+                fence = identity_pb2.Fence(epoch=epoch, leader_id="me")
+                stage.act(stage.core.begin, fence, stage.core.memory() if number else None)
                 front.connect()
                 for m in machines:
                     m.connect()

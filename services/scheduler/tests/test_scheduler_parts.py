@@ -91,7 +91,7 @@ class TestHoldQueue:
                 queue.add(name, "m", key, number)
                 model.append((key, number, name))
         assert queue.all("m") == [name for _, _, name in sorted(model)]
-        assert len(queue) == len(model) and queue.models == (["m"] if model else [])
+        assert len(queue) == len(model) and queue.all("n") == []
 
     def test_expiry_is_by_the_time_of_holding(self):
         queue = HoldQueue(limit=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import grpc
 import grpc.aio
@@ -16,6 +17,7 @@ from hyperflexis.common.v1 import identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_scheduler import memory_keeper, service
 
 
 @pytest.fixture(scope="module")
@@ -158,17 +160,35 @@ async def test_watchers_see_a_change_at_once(cluster):
     watch.cancel()
 
 
-async def test_retired_incarnations_survive_the_leader(cluster):
+def retired_in(cluster, app):
+    with contextlib.closing(redis.Redis(port=cluster.redis.port)) as client:
+        value = client.hget(f"{app._redis.prefix}workers", "w1")
+    return value is not None and b'"retired": [1]' in value
+
+
+async def test_retired_incarnations_survive_the_leader(cluster, monkeypatch):
+    monkeypatch.setattr(memory_keeper, "PERIOD_S", 3_600)
     leader = await cluster.scheduler()
     for incarnation in (1, 2):
         await cluster.worker(leader).register(incarnation=incarnation)
-    await asyncio.sleep(1.3)
-    await cluster.stop(leader)
+    # Written at once, so that it need not live to its next second.
+    await cluster.until(lambda: retired_in(cluster, leader), 5)
+    await cluster.kill(leader)
     successor = await cluster.scheduler()
     old = cluster.worker(successor)
     with pytest.raises(AssertionError, match="stream ended"):
         await old.register(incarnation=1)
     await cluster.worker(successor).register(incarnation=2)
+
+
+@pytest.mark.parametrize("method, greeting", [("RouterSession", "hello"), ("WorkerSession", "register")])
+async def test_a_stream_that_says_nothing_is_ended(cluster, monkeypatch, method, greeting):
+    monkeypatch.setattr(service, "FIRST_MESSAGE_S", 0.2)
+    app = await cluster.scheduler()
+    stream = Stream(app.address, method)
+    cluster.streams.append(stream)
+    assert await stream.ended() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert f"no {greeting} came" in await stream.call.details()
 
 
 @pytest.mark.parametrize("method", ["RouterSession", "WorkerSession"])

@@ -9,6 +9,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.actions import Outcome
+from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 
 MS = 1_000
 
@@ -108,7 +109,7 @@ class TestSessions:
         worker, router = stage.worker(), stage.router()
         router.submit("q")
         stage.act(stage.core.end)
-        stage.act(stage.core.begin, identity_pb2.Fence(epoch=9, leader_id="me"), [])
+        stage.act(stage.core.begin, identity_pb2.Fence(epoch=9, leader_id="me"), None)
         assert stage.kinds("q") == [] and not stage.core.cluster(stage.now_us).workers
         del worker
 
@@ -130,7 +131,8 @@ class TestRegistration:
         ],
     )
     def test_a_worker_that_does_not_fit_is_rejected_for_good(self, stage, fields, reason):
-        stage.worker("w1")
+        worker = stage.worker("w1")
+        stage.tick(10_000, worker)
         rejected = stage.worker("w2", snapshot=False, **fields)
         assert rejected.last("rejected").reason == reason and rejected.last("rejected").permanent and rejected.closed
 
@@ -150,8 +152,8 @@ class TestRegistration:
         assert new.closed is None
 
     def test_incarnations_retired_under_an_older_leader_stay_retired(self, stage):
-        fence = identity_pb2.Fence(epoch=8, leader_id="me")
-        stage.perform(stage.core.begin(fence, [], stage.now_us, retired=[WorkerKey("w1", 1)]))
+        record = WorkerRecord(WorkerKey("w1", 2), "w1:1", "m", b"f", retired=(1,))
+        stage.act(stage.core.begin, identity_pb2.Fence(epoch=8, leader_id="me"), Memory((record,)))
         assert stage.worker(snapshot=False).last("rejected").permanent
 
     def test_routers_hear_of_a_worker_before_it_is_ready(self, stage):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from broken_files import json_values, mutated
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle_models import make_model, save
@@ -21,12 +22,6 @@ from hyperflexis_worker.embedded.model_config import ModelConfig
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 GROWTH_KB = 300_000
 """Resident memory may grow by so much over a whole test: the model here has 100 kB."""
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +47,6 @@ def opens_or_says_why(directory: Path) -> None:
         TorchExecutor(directory, num_blocks=4)
     except (ValueError, OSError) as error:
         assert str(error)
-
-
-def mutated(original: bytes, data: st.DataObject) -> bytes:
-    """Bytes overwritten, removed, doubled or cut off."""
-    body = bytearray(original)
-    for _ in range(data.draw(st.integers(1, 4))):
-        at = data.draw(st.integers(0, max(len(body) - 1, 0)))
-        match data.draw(st.sampled_from(["set", "cut", "insert", "end"])):
-            case "set" if body:
-                body[at] = data.draw(st.integers(0, 255))
-            case "cut":
-                del body[at : at + data.draw(st.integers(1, 40))]
-            case "insert":
-                body[at:at] = data.draw(st.binary(max_size=20))
-            case _:
-                del body[at:]
-    return bytes(body)
 
 
 @FUZZ

@@ -110,6 +110,7 @@ def test_generation_config_names_the_end_of_sequence_ids(tmp_path: Path) -> None
         ({"rope_scaling": {"rope_type": "longrope"}}, "rope_scaling.rope_type 'longrope'"),
         ({"rope_parameters": {"type": "dynamic"}}, "rope_parameters.rope_type 'dynamic'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "lacks factor"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"rope_parameters by kind of layer \(full_att"),
         ({"rope_theta": "big"}, "rope_theta must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be"),
     ],

@@ -122,6 +122,49 @@ def test_a_draw_depends_on_seed_and_index_only(
     assert [sequence.output for sequence in members] == expected
 
 
+EVERY_OPTION = [
+    Sampling(0.8, seed=1),
+    Sampling(1.2, top_p=0.9, seed=2**64 - 1),
+    Sampling(1.5, top_k=20, min_p=0.05, seed=3),
+    Sampling(1.0, repetition_penalty=1.4, frequency_penalty=0.5, presence_penalty=0.2, seed=4),
+    Sampling(0.0, frequency_penalty=1.5, logit_bias=((3, 4.0), (7, -9.0))),
+    Sampling(1.0, logit_bias=((5, 3.0),), logprobs=2, seed=6),
+    Sampling(1.3, seed=7, min_tokens=4, stop_token_ids=frozenset(range(0, VOCAB, 4))),
+    Sampling(0.0, min_tokens=3, stop_token_ids=frozenset(range(0, VOCAB, 3))),
+]
+
+
+def test_every_option_draws_the_same_however_and_wherever_it_is_computed(oracles: dict[str, Oracle]) -> None:
+    """Alone; in a batch, in chunks, preempted, with a cached prefix; and moved to another worker at every index."""
+    oracle, output, common = oracles["qwen3-group-4"], 14, random_prompt(20, 77)
+    prompts = [common + random_prompt(3 + 5 * i, i) for i in range(len(EVERY_OPTION))]
+
+    def fresh(committed: Rows[list[int]] | None = None) -> list[Sequence]:
+        known = committed or [[] for _ in prompts]
+        return [
+            Sequence(str(i), NO_ATTEMPT, prompts[i], list(known[i]), rules, output, i, committed=len(known[i]))
+            for i, rules in enumerate(EVERY_OPTION)
+        ]
+
+    alone = TorchExecutor(oracle.directory, num_blocks=64, dtype="float64")
+    expected = [run(alone, [sequence], prefix_cache=False)[0][0] for sequence in fresh()]
+    assert sum(len(one) < output for one in expected) > 0, "some end at a stop token"
+    preempted = hits = 0
+    for budget, together, blocks, block_tokens in ((1, 8, 120, 4), (7, 3, 60, 4), (33, 8, 21, 4), (256, 8, 12, 8)):
+        other = TorchExecutor(oracle.directory, blocks, block_tokens, "float64")
+        members = fresh()
+        preempted += run(other, members, budget, together, blocks)[1]
+        hits += sum(one.cached_tokens > 0 for one in members)
+        assert [one.output for one in members] == expected
+    assert preempted > 0 and hits > 0
+    for index in range(1, output):
+        moved = [
+            one for one in fresh([whole[:index] for whole in expected]) if index < len(expected[int(one.request_id)])
+        ]
+        run(other, moved, 19, 8, 12)
+        assert [one.output for one in moved] == [expected[int(one.request_id)] for one in moved]
+
+
 def test_a_resumed_request_goes_on_with_the_same_draws(oracles: dict[str, Oracle]) -> None:
     oracle = oracles["qwen2-group-4"]
     executor = TorchExecutor(oracle.directory, num_blocks=64, dtype="float64")

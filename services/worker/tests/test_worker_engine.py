@@ -5,17 +5,22 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+import threading
 from collections.abc import AsyncIterator
 
 import pytest
 
 from hyperflexis.common.v1 import sampling_pb2
+from hyperflexis_common.clock import SystemClock
 from hyperflexis_common.config import ModelSettings
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine.factory import build_engine
 from hyperflexis_worker.engine.handle import EngineHandle
+from hyperflexis_worker.engine.loop import CommandSocket, EngineLoop
 from hyperflexis_worker.modelled import reference_tokens
 
 MODEL = ModelSettings(name="m", vocab_size=1_000, context_length=512)
@@ -137,3 +142,34 @@ async def test_an_engine_that_cannot_start_says_why() -> None:
         assert any(isinstance(event, frames.EngineFailed) for event in events)
     finally:
         await engine.stop()
+
+
+@pytest.mark.parametrize("leak", [False, True])
+def test_an_engine_without_work_checks_its_pool(leak: bool) -> None:
+    """A leaked block would cost capacity for ever: better an engine that dies, says why and starts anew."""
+    engine = build_engine(settings("thread"))
+    if leak:
+        engine.pool.allocate(1)
+    ours, theirs = socket.socketpair()
+    checks: list[str] = []
+
+    def run() -> None:
+        try:
+            EngineLoop(engine, CommandSocket(theirs), SystemClock()).run()
+        except AssertionError as error:
+            checks.append(str(error))
+        finally:
+            theirs.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    ours.sendall(frames.encode(add(1, "r1")))
+    thread.join(10 if leak else 0.5)
+    if leak:
+        assert checks and "has 0 owners, the pool counts 1" in checks[0]
+    else:
+        assert thread.is_alive() and not checks
+        ours.sendall(frames.encode(frames.Stop()))
+    ours.close()
+    thread.join(10)
+    assert not thread.is_alive()

@@ -155,8 +155,11 @@ def test_a_start_that_cannot_run_is_refused_with_the_reason() -> None:
         ({"prompt": pack([1_000])}, "vocabulary of 1000"),
         ({"max_tokens": 98}, "context of 100"),
         ({"sampling": sampling_pb2.SamplingParams(min_p=0.1)}, "does not honour min_p"),
+        ({"sampling": sampling_pb2.SamplingParams(logit_bias={1_000: 1.0})}, "logit_bias of token id 1000"),
     ):
         rig = ready()
+        if "min_p" not in part:
+            rig.core.profile.capabilities.sampling_features.append("logit_bias")
         rig.start(**values)
         (gone,) = rig.gone()
         assert gone.reason == tf.Gone.REASON_INVALID

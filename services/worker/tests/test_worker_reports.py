@@ -149,3 +149,11 @@ def test_a_ping_of_a_stale_leader_ends_its_session() -> None:
     rig.connect(epoch=5)
     ping(rig, 30_000, epoch=4)
     assert rig.of(DropScheduler) and not rig.of(ToScheduler)
+
+
+def test_a_session_that_does_not_begin_with_registered_is_ended() -> None:
+    rig = ready()
+    rig.take(rig.core.scheduler_closed(rig.now_us))
+    ping(rig, 30_000)
+    (drop,) = rig.of(DropScheduler)
+    assert drop.reason == "ping came where registered was due" and not rig.of(ToScheduler)

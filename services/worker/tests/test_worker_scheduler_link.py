@@ -92,3 +92,11 @@ async def test_a_stop_is_heard_whatever_comes_at_the_same_moment(turns: int) -> 
     if reading.cancel():
         with pytest.raises(asyncio.CancelledError):
             await reading
+
+
+async def test_a_lost_registered_is_not_waited_for(schedulers: list[FakeScheduler]) -> None:
+    """The scheduler takes the worker for registered and pings it: its silence never ends the session."""
+    schedulers[0].lost_registered = 1
+    worker = await started(schedulers[0])
+    await eventually(lambda: schedulers[0].sessions, limit_s=5)
+    await worker.close()

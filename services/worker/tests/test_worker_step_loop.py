@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -135,6 +137,45 @@ def test_tokens_do_not_depend_on_chunks_or_company(prompts: list[list[int]], bud
         loop.commit(plan, device.execute(plan.chunks))
     for one in sequences:
         assert one.output == reference_tokens(one.prompt, 7, 5, VOCAB)
+
+
+@given(
+    order=st.sampled_from(["fcfs", "edf"]),
+    budget=st.integers(1, 24),
+    limit=st.integers(1, 6),
+    blocks=st.integers(15, 40),
+    prefix_cache=st.booleans(),
+    foreseen=st.booleans(),
+    chance=st.randoms(use_true_random=False),
+)
+def test_a_long_one_ends_although_short_and_urgent_ones_keep_coming(
+    order: str, budget: int, limit: int, blocks: int, prefix_cache: bool, foreseen: bool, chance: Random
+) -> None:
+    """More than can run at once, for ever, and most give up soon: its turn must come, and what was done for it must
+    not be undone again and again."""
+    lengths = OutputLengths()
+    for _ in range(0 if foreseen else 500):
+        lengths.learn("", 0)
+    loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), BlockPool(blocks, 4, prefix_cache))
+    device, ended = executor(), False
+    long = sequence("long", list(range(36)), 18, arrival_us=30)
+    long.ttft_us = 50
+    for step in range(1_000):
+        if step == 30:
+            loop.add(long)
+        for one in [s for s in loop.waiting if s is not long and s.arrival_us < step - 2]:
+            loop.cancel(one.request_id)
+        for number in range(limit):
+            prompt = [chance.randrange(9)] * chance.randint(1, 9)
+            short = sequence(f"{step}-{number}", prompt, chance.randint(1, 9), arrival_us=step)
+            short.ttft_us = 1
+            loop.add(short)
+        plan = loop.plan(step)
+        result = loop.commit(plan, device.execute(plan.chunks))
+        ended = long in [end.sequence for end in result.ended]
+        if ended:
+            break
+    assert ended, f"{long.computed} computed, {len(long.output)} made"
 
 
 def test_a_stop_token_ends_a_sequence_but_not_before_min_tokens() -> None:

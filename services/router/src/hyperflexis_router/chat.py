@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import datetime
+import contextlib
 import json
+import subprocess
+import sys
+import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
-
-import jinja2
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any, NamedTuple
 
 from hyperflexis_common.config import ConfigError
+from hyperflexis_router.model_files import read_model_file
 
 TEMPLATE_NAME = "default"
-PROMPT_CHARACTERS = 64 * 2**20
-"""A template that makes more of a request is broken."""
 
 
 class Message(NamedTuple):
@@ -28,35 +28,57 @@ class TemplateRefused(Exception):
 
 
 class ChatTemplate:
-    """One model's template. Runs in a sandbox: it can neither change what it is given nor reach beyond it."""
+    """One model's template, in a process with limits: see `chat_sandbox`."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        """Raises jinja2.TemplateError for a template that makes no sense."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
-        self._template = environment.from_string(source)
-        self._special_tokens = special_tokens
+        """Raises ValueError for a template that makes no sense."""
+        self._program = {"source": source, "special_tokens": special_tokens}
+        self._one_at_a_time = threading.Lock()
+        self._start()
 
     def render(self, messages: Sequence[Message]) -> str:
         """The prompt, up to where the assistant's answer begins. Raises TemplateRefused."""
+        with self._one_at_a_time:
+            try:
+                if self._process.poll() is not None:
+                    self._end()
+                    self._start()
+                return str(self._ask([message._asdict() for message in messages]))
+            except ValueError as error:
+                raise TemplateRefused(str(error)) from error
+
+    def close(self) -> None:
+        self._end()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "hyperflexis_router.chat_sandbox"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for the router, whose end ends it
+        )
+        self._end = weakref.finalize(self, _kill, self._process)
         try:
-            pieces, size = [], 0
-            for piece in self._template.generate(
-                messages=[message._asdict() for message in messages], add_generation_prompt=True, **self._special_tokens
-            ):
-                size += len(piece)
-                if size > PROMPT_CHARACTERS:
-                    raise TemplateRefused("the template makes too long a prompt of them")
-                pieces.append(piece)
-        except TemplateRefused:
+            self._ask(self._program)
+        except ValueError:
+            self._end()
             raise
-        except Exception as error:  # a template is a program: it may fail over these messages in any way
-            raise TemplateRefused(str(error)) from error
-        return "".join(pieces)
+
+    def _ask(self, question: Any) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None and stdout is not None
+        line = b""
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(json.dumps(question).encode() + b"\n")
+            stdin.flush()
+            line = stdout.readline()
+        if not line.endswith(b"\n"):
+            self._end()
+            raise ValueError("the template takes too much time or memory")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return answer["result"]
 
 
 def load_chat_template(directory: Path) -> ChatTemplate | None:
@@ -65,24 +87,34 @@ def load_chat_template(directory: Path) -> ChatTemplate | None:
     Raises ConfigError where it cannot be read.
     """
     config_file, template_file = directory / "tokenizer_config.json", directory / "chat_template.jinja"
+    file = config_file
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8")) if config_file.is_file() else {}
+        config = json.loads(read_model_file(file)) if file.exists() else {}
         if not isinstance(config, dict):
             raise ValueError("it holds no JSON object")
-        source = template_file.read_text(encoding="utf-8") if template_file.is_file() else _named(config)
+        source = _named(config)
+        if template_file.exists():
+            file = template_file
+            source = read_model_file(file).decode()
         return ChatTemplate(source, _special_tokens(config)) if source else None
-    except (OSError, ValueError, jinja2.TemplateError) as error:
-        raise ConfigError(f"cannot use the chat template in {directory}: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"cannot use the chat template in {file}: {error}; put the model's own file there, as published"
+        ) from error
 
 
 def _named(config: dict[str, Any]) -> str:
     template = config.get("chat_template")
     if isinstance(template, list):
-        named = {entry["name"]: entry["template"] for entry in template if isinstance(entry, dict)}
-        template = named.get(TEMPLATE_NAME)
+        templates = [entry.get("template") for entry in template if _is_named(entry)]
+        template = templates[-1] if templates else None
     if template is not None and not isinstance(template, str):
         raise ValueError("chat_template must be a string, or a list of named ones")
     return template or ""
+
+
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("name") == TEMPLATE_NAME
 
 
 def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
@@ -96,10 +128,6 @@ def _special_tokens(config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
-    """Jinja's own escapes for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(BrokenPipeError), process:
+        process.kill()

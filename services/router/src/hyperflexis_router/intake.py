@@ -21,7 +21,7 @@ from hyperflexis_router.faults import Faults
 from hyperflexis_router.live import LiveRequest
 from hyperflexis_router.rejection import Rejected, retry_after
 from hyperflexis_router.store import Held, Origin, RequestStore
-from hyperflexis_router.tokenizing import Tokenizing
+from hyperflexis_router.tokenizing import Tokenizing, Unencodable
 
 RETRY_REDIS_US = 500_000
 
@@ -39,18 +39,22 @@ class Intake:
 
     async def check(self, request: inference_service_pb2.GenerateRequest, tenant: str, received_us: int) -> LiveRequest:
         """A request as this router would serve it; nothing is recorded. Raises Rejected."""
+        field = "chat" if request.HasField("chat") else "text" if request.HasField("text") else "token_ids"
         try:
             checked = check_request(request, self.catalog, self.limits, self.features(request.model))
             if request.HasField("text"):
-                prompt, field = await self.tokenizing.encode(request.model, request.text), "text"
+                prompt = await self.tokenizing.encode(request.model, request.text)
             elif request.HasField("chat"):
                 messages = [Message(message.role, message.content) for message in request.chat.messages]
-                prompt, field = await self.tokenizing.encode_chat(request.model, messages), "chat"
+                prompt = await self.tokenizing.encode_chat(request.model, messages)
             else:
-                prompt, field = request.token_ids.packed, "token_ids"
+                prompt = request.token_ids.packed
             max_tokens = check_prompt(checked, prompt, field, self.limits)
         except InvalidRequest as error:
             raise Rejected.invalid(error) from error
+        except Unencodable as error:
+            violation = Violation(field, f"the model's tokenizer has no tokens for it: {error}")
+            raise Rejected.invalid(InvalidRequest("INVALID_ARGUMENT", [violation])) from error
         except TemplateRefused as error:
             violation = Violation("chat.messages", f"the model's chat template refuses them: {error}")
             raise Rejected.invalid(InvalidRequest("INVALID_ARGUMENT", [violation])) from error

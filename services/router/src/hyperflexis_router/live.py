@@ -87,6 +87,13 @@ class LiveRequest:
         return self.text.stopped if self.text is not None else None
 
     @property
+    def ends(self) -> sampling_pb2.FinishReason.ValueType | None:
+        """How its text ends it, whatever the worker still generates."""
+        if self.text is None or not self.text.over:
+            return None
+        return sampling_pb2.FINISH_REASON_ERROR if self.text.failure else sampling_pb2.FINISH_REASON_STOP_STRING
+
+    @property
     def _tail(self) -> str:
         return self.text.tail if self.text is not None and self.origin.return_text else ""
 
@@ -132,9 +139,13 @@ class LiveRequest:
         if self.text is not None:
             self.text.finish()
         self.attempts = ended.attempts
-        reason, stop = ended.reason, ""
+        reason, stop, message = self.ends or ended.reason, "", ended.message
         if self.stopped is not None:
-            reason, stop = sampling_pb2.FINISH_REASON_STOP_STRING, self.stopped
+            stop = self.stopped
+        elif self.text is not None and self.text.failure:
+            message = (
+                f"the model's tokenizer cannot decode the output after {self.available} tokens: {self.text.failure}"
+            )
         elif ended.stop_token_id is not None:
             stop = str(ended.stop_token_id)
         outcome = self.measured.outcome(reason, self.available, self.downgraded, now_us)
@@ -147,7 +158,7 @@ class LiveRequest:
             tpot_us=outcome.tpot_us,
             max_gap_us=self.measured.max_gap_us,
             total_us=outcome.ended_us,
-            message=ended.message,
+            message=message,
             stop=stop,
             attempts=ended.attempts,
             text=self._tail,

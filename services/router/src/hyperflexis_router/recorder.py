@@ -1,12 +1,14 @@
-"""Keeps Redis up to date: one pipeline of journal writes per 50 ms, leases each second, and catching up."""
+"""Keeps Redis up to date: one pipeline of journal writes per 50 ms, a touch each second, and catching up."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterable
 
 import structlog
 
+from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis_common.redis_access import RedisAway, RedisError
 from hyperflexis_common.tokens import TOKEN_BYTES
@@ -93,7 +95,7 @@ class Recorder:
             start += len(batch)
 
     async def touch(self) -> None:
-        """Renews the leases, and hears of requests that other routers have taken."""
+        """Keeps the records alive, and hears of requests that other routers have taken."""
         held = [live for live in self._board.live() if live.recorded]
         for start in range(0, len(held), BATCH):
             batch = held[start : start + BATCH]
@@ -103,15 +105,15 @@ class Recorder:
             except (RedisAway, RedisError):
                 return
             for live, answer in zip(batch, answers, strict=True):
-                self._heed(live, answer)
+                await self._heed(live, answer)
 
     async def release_all(self) -> None:
-        """The router stops: what still runs is written down and its leases given back."""
+        """The router stops: what still runs is written down, for others to resume."""
         held = list(self._board.live())
         for live in held:
             self.dirty(live)
         await self.flush()
-        commands = [self._store.release(live.request_id, live.new.owner_gen) for live in held if live.recorded]
+        commands = [self._store.touch(live.new, live.origin, "detached") for live in held if live.recorded]
         for start in range(0, len(commands), BATCH):
             try:
                 await self._store.run(commands[start : start + BATCH])
@@ -150,7 +152,7 @@ class Recorder:
                     self._created(live, answer)
             elif live in contested:
                 continue  # the answer is about the record of an older owner
-            elif self._heed(live, answer):
+            elif await self._heed(live, answer):
                 if kind == "downgrade":
                     live.downgrade_recorded = True
                 elif kind == "append":
@@ -189,16 +191,28 @@ class Recorder:
             log.info("another router has taken the request", request_id=live.request_id)
             self._board.release(live)
 
-    def _heed(self, live: LiveRequest, answer: int) -> bool:
+    async def _heed(self, live: LiveRequest, answer: int) -> bool:
         """What a fenced write tells; False = it did not happen."""
         if answer == OTHER_OWNER:
-            log.info("another router has taken the request", request_id=live.request_id)
-            self._board.release(live)
+            await self._let_go(live)
         elif answer == MISSING:
             # Redis has restarted empty, or without its last second: write all of it again.
             live.recorded, live.journaled = False, 0
             self.dirty(live)
         return answer not in (OTHER_OWNER, MISSING)
+
+    async def _let_go(self, live: LiveRequest) -> None:
+        """Another router has taken it: to go on with it, or to end it."""
+        log.info("another router has taken the request", request_id=live.request_id)
+        record = None
+        if live.finished is None:
+            with contextlib.suppress(RedisAway, RedisError):
+                record = await self._store.read(live.request_id)
+        end = record.finished if record is not None else None
+        if end is not None and end.reason == sampling_pb2.FINISH_REASON_CANCELLED:
+            self._board.cancelled_elsewhere(live, end.message)
+        else:
+            self._board.release(live)
 
     def _wait_for_redis(self, unwritten: Iterable[LiveRequest]) -> None:
         for live in unwritten:

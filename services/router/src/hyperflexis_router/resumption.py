@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
+from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis.router.v1.inference_service_pb2 import GenerateRequest
 from hyperflexis_common.redis_access import RedisAway
 from hyperflexis_common.tokens import TOKEN_BYTES, count, unpack
@@ -45,19 +46,19 @@ class Resumption:
 
         `original`: what the client asked for at first; it serves where no record can be had.
         """
-        live = await self._here(request_id)
-        if live is not None:
-            if live.new.tenant != tenant:
+        here = await self._here(request_id)
+        if here is not None:
+            if here.new.tenant != tenant:
                 raise not_found(request_id)
-            _check_reach(live.available, next_index)
-            if detach_grace_us is not None:
-                live.new = dataclasses.replace(live.new, detach_grace_us=detach_grace_us)
-            return live
+            if self._goes_on(here, next_index, tail):
+                if detach_grace_us is not None:
+                    here.new = dataclasses.replace(here.new, detach_grace_us=detach_grace_us)
+                return here
         if original is None:
             record: Record | None = await self.read(request_id, tenant)
         else:
             record = await self._find(request_id, tenant)
-        with self._alone(request_id), self.in_flight.until_kept(tenant) as kept:
+        with self._alone(request_id, here), self.in_flight.until_kept(tenant) as kept:
             if record is None:
                 assert original is not None
                 live = await self._begin_again(request_id, tenant, next_index, tail, original)
@@ -66,6 +67,8 @@ class Resumption:
                 rebuild(record, next_index, tail)
                 record = await self.adopt(record, next_index - count(tail), tail)
                 live = await self._revive(record, next_index, tail, detach_grace_us)
+            if here is not None:
+                self.board.release(here)
             if live.finished is None:
                 kept[0] = True
                 self.board.add(live)
@@ -82,6 +85,23 @@ class Resumption:
             if answer == OTHER_OWNER:
                 self.board.release(live)
         return self.board.find(request_id)
+
+    def _goes_on(self, live: LiveRequest, next_index: int, tail: bytes) -> bool:
+        """Can the client go on with what is here? Tokens that it has beyond that, from another router, are taken. False
+        where it has others than this router: its own are the truth, as they are against a journal. Raises Rejected."""
+        self._check_tail(tail, live.new.model)
+        base = _base(next_index, tail)
+        _check_reach(live.available, base if tail else next_index)
+        here = bytes(live.packed[base * TOKEN_BYTES : next_index * TOKEN_BYTES])
+        if tail[: len(here)] != here and tail:
+            if live.finished is not None:
+                raise _differs(next_index)
+            return False
+        more = tail[len(here) :]
+        if more and live.finished is None:
+            self.board.extend(live, more)
+        _check_reach(live.available, next_index)
+        return True
 
     async def read(self, request_id: str, tenant: str) -> Record:
         """A record of this tenant. Raises Rejected."""
@@ -105,9 +125,9 @@ class Resumption:
         return record
 
     @contextlib.contextmanager
-    def _alone(self, request_id: str) -> Iterator[None]:
-        """One take-over of a request at a time. Raises Rejected for the others."""
-        if request_id in self._taking or self.board.find(request_id) is not None:
+    def _alone(self, request_id: str, here: LiveRequest | None) -> Iterator[None]:
+        """One take-over of a request at a time. Raises Rejected for the others. `here`: what is to be replaced."""
+        if request_id in self._taking or self.board.find(request_id) not in (None, here):
             raise Rejected(grpc.StatusCode.ABORTED, "another stream resumed this request at the same moment")
         self._taking.add(request_id)
         try:
@@ -124,11 +144,15 @@ class Resumption:
             message = f"tail: token id {highest} is outside the vocabulary of {spec.vocab_size}"
             raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
 
-    async def adopt(self, record: Record, index: int = 0, tokens: bytes = b"") -> Record:
-        """Makes this router the owner, and the client's tokens from `index` on the truth. Raises Rejected where another
-        router was first."""
+    async def adopt(
+        self, record: Record, index: int = 0, tokens: bytes = b"", end: inference_service_pb2.Finished | None = None
+    ) -> Record:
+        """Makes this router the owner, and the client's tokens from `index` on the truth; `end` closes the record too.
+        Raises Rejected where another router was first."""
+        store, gen = self.intake.store, new_owner_gen()
+        then = [store.finish(record.request_id, gen, end, record.tenant, record.origin)] if end is not None else []
         try:
-            adopted = await self.intake.store.adopt(record.request_id, record.owner_gen, new_owner_gen(), index, tokens)
+            adopted = await store.adopt(record.request_id, record.owner_gen, gen, index, tokens, then)
         except RedisAway as error:
             raise _away() from error
         except OwnershipLost as error:
@@ -198,21 +222,30 @@ def rebuild(record: Record, next_index: int, tail: bytes) -> bytes:
     journal[: next_index - len(tail)] + tail, and, where the client agrees with it, what the journal has beyond:
     committed tokens are never taken back.
     """
+    base = _base(next_index, tail)
+    _check_reach(count(record.journal), base if tail else next_index)
+    known = record.journal[base * TOKEN_BYTES : next_index * TOKEN_BYTES]
+    if tail[: len(known)] == known:
+        return record.journal[: base * TOKEN_BYTES] + tail + record.journal[next_index * TOKEN_BYTES :]
+    if record.finished is not None:
+        raise _differs(next_index)
+    return record.journal[: base * TOKEN_BYTES] + tail
+
+
+def _base(next_index: int, tail: bytes) -> int:
+    """The index at which the client's tail begins. Raises Rejected."""
     if len(tail) % TOKEN_BYTES:
         message = f"tail: must be packed 32-bit ids, a multiple of 4 bytes, not {len(tail)}"
         raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
     if count(tail) > next_index:
         message = f"tail: {count(tail)} tokens cannot end at next_index {next_index}"
         raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
-    base = next_index - count(tail)
-    _check_reach(count(record.journal), base if tail else next_index)
-    known = record.journal[base * TOKEN_BYTES : next_index * TOKEN_BYTES]
-    if tail[: len(known)] == known:
-        return record.journal[: base * TOKEN_BYTES] + tail + record.journal[next_index * TOKEN_BYTES :]
-    if record.finished is not None:
-        message = f"tail: differs from the finished request's tokens before index {next_index}"
-        raise Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
-    return record.journal[: base * TOKEN_BYTES] + tail
+    return next_index - count(tail)
+
+
+def _differs(next_index: int) -> Rejected:
+    message = f"tail: differs from the finished request's tokens before index {next_index}"
+    return Rejected(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def _check_reach(available: int, next_index: int) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import grpc
 import structlog
 
+from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2 as pb
 from hyperflexis.router.v1 import inference_service_pb2_grpc
 from hyperflexis_common.clock import Clock
-from hyperflexis_common.redis_access import RedisAway
 from hyperflexis_common.tokens import count
 from hyperflexis_router.admission import Authenticator, InFlight
 from hyperflexis_router.core.validation import body_digest
@@ -196,19 +196,14 @@ class InferenceService(inference_service_pb2_grpc.InferenceServiceServicer):
     async def _cancel_elsewhere(self, request_id: str, tenant: str) -> bool:
         """Takes a request from its router in order to end it; True = it had ended already."""
         record = await self._resumption.read(request_id, tenant)
-        if record.finished is None:
-            record = await self._resumption.adopt(record)
-        if record.finished is not None:
-            return True
-        end = cancelled(count(record.journal), record.prompt_tokens, "cancelled through another router")
-        try:
-            await self._intake.store.run(
-                [self._intake.store.finish(request_id, record.owner_gen, end, tenant, record.origin)]
-            )
-        except RedisAway:
-            log.warning("the record of a cancelled request stays open", request_id=request_id)
-        self._board.apply(self._board.core.cancel_elsewhere(request_id, self._clock.now_us()))
-        return False
+        already = record.finished
+        if already is None:
+            end = cancelled(count(record.journal), record.prompt_tokens, "cancelled through another router")
+            already = (await self._resumption.adopt(record, end=end)).finished
+        if already is None or already.reason == sampling_pb2.FINISH_REASON_CANCELLED:
+            # Said again where it had ended so: the first one's word may have been lost with the reply of Redis.
+            self._board.apply(self._board.core.cancel_elsewhere(request_id, self._clock.now_us()))
+        return already is not None
 
 
 def _check_deadline(context: Context) -> None:

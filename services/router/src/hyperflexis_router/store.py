@@ -77,13 +77,11 @@ class RequestStore:
     """Raises RedisAway where Redis does not answer; every script may be repeated after that."""
 
     def __init__(
-        self, access: RedisAccess, router_id: str, faults: Faults, lease_ms: int = 3_000, live_ttl_s: int = 3_600,
-        finished_ttl_s: int = 600,
-    ) -> None:  # fmt: skip
+        self, access: RedisAccess, router_id: str, faults: Faults, live_ttl_s: int = 3_600, finished_ttl_s: int = 600
+    ) -> None:
         self._access = access
         self._router_id = router_id
         self._faults = faults
-        self._lease_ms = lease_ms
         self._live_ttl_s = live_ttl_s
         self._finished_ttl_s = finished_ttl_s
         folder = importlib.resources.files("hyperflexis_router") / "lua"
@@ -114,7 +112,7 @@ class RequestStore:
             "router_id": self._router_id,
         }
         arguments: list[Any] = [
-            new.owner_gen, new.request_id, origin.digest, self._live_ttl_s, self._lease_ms, age_us
+            new.owner_gen, new.request_id, origin.digest, self._live_ttl_s, age_us
         ]  # fmt: skip
         for name, value in fields.items():
             arguments += (name, value)
@@ -140,11 +138,7 @@ class RequestStore:
         keys = self._keys(new.request_id)
         if origin.idempotency_key:
             keys.append(self._idem(new.tenant, origin))
-        return Command("touch", keys, [new.owner_gen, self._lease_ms, self._live_ttl_s, state])
-
-    def release(self, request_id: str, owner_gen: int) -> Command:
-        """Gives the owner's lease back: whoever is asked to resume need not wait for it."""
-        return Command("touch", self._keys(request_id), [owner_gen, 0, self._live_ttl_s, "detached"])
+        return Command("touch", keys, [new.owner_gen, self._live_ttl_s, state])
 
     async def run(self, commands: Sequence[Command]) -> list[Any]:
         """Runs commands in one round trip and returns their answers."""
@@ -199,14 +193,21 @@ class RequestStore:
         return _record(request_id, fields, packed or b"", seconds * 1_000_000 + micros) if fields else None
 
     async def adopt(
-        self, request_id: str, expected_gen: int, new_gen: int, index: int = 0, tokens: bytes = b""
+        self,
+        request_id: str,
+        expected_gen: int,
+        new_gen: int,
+        index: int = 0,
+        tokens: bytes = b"",
+        then: Sequence[Command] = (),
     ) -> Record | None:
         """Takes a request over. None = it is gone. Raises OwnershipLost where somebody else was first.
 
-        `tokens`: the client's own, from `index` on; a journal that differs from them is cut off there.
+        `tokens`: the client's own, from `index` on; a journal that differs from them is cut off there. `then`: what the
+        new owner writes with that, before the older one can look.
         """
-        arguments = [expected_gen, new_gen, self._router_id, self._lease_ms, index, tokens]
-        [answer] = await self.run([Command("adopt", self._keys(request_id), arguments)])
+        arguments = [expected_gen, new_gen, self._router_id, index, tokens]
+        answer, *_ = await self.run([Command("adopt", self._keys(request_id), arguments), *then])
         if not answer:
             return None
         if answer[0] == b"conflict":

@@ -27,7 +27,7 @@ async def stream(live: LiveRequest, attached: Attached, context: Context, wrap: 
         attached.changed.clear()
         if attached.superseded:
             raise Rejected(grpc.StatusCode.ABORTED, "the request was resumed on another stream")
-        if live.released:
+        if live.released and live.finished is None:
             raise Rejected(grpc.StatusCode.ABORTED, "the request was resumed on another router")
         event = client.next_event(live.packed, live.available, live.finished, clock.now_us(), live.logprobs or ())
         if event is not None:

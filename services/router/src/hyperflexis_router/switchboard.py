@@ -92,14 +92,19 @@ class Switchboard:
             return
         live.submitted = True
         now_us = self.clock.now_us()
-        if live.stopped is not None:
+        if live.ends is not None:
             # Taken over after its stop string, before the record of its end.
-            self._end(live, Ended(live.request_id, sampling_pb2.FINISH_REASON_STOP_STRING))
+            self._end(live, Ended(live.request_id, live.ends))
         elif isinstance(live.new, ResumedRequest):
             self.apply(self.core.resume(live.new, now_us))
         else:
             self.apply(self.core.submit(live.new, now_us))
         self._faults.passed("submitted")
+
+    def extend(self, live: LiveRequest, packed: bytes) -> None:
+        """The client has tokens beyond those that are here."""
+        self.submit(live)
+        self.apply(self.core.extend(live.request_id, packed, self.clock.now_us()))
 
     def cancel(self, live: LiveRequest) -> None:
         if live.submitted:
@@ -133,6 +138,14 @@ class Switchboard:
             self._in_flight.leave(live.new.tenant)
             IN_FLIGHT.set(len(self._live))
         live.wake()
+
+    def cancelled_elsewhere(self, live: LiveRequest, message: str) -> None:
+        """Another router took it in order to end it: whoever reads here hears of the end."""
+        self.core.release(live.request_id, self.clock.now_us())
+        if self._live.get(live.request_id) is live:
+            live.closed = True
+            self._end(live, Ended(live.request_id, sampling_pb2.FINISH_REASON_CANCELLED, message))
+        self.release(live)
 
     def record_closed(self, live: LiveRequest) -> None:
         """The end of a request is in Redis, or need not be: its worker may forget it."""
@@ -205,9 +218,8 @@ class Switchboard:
         self.on_dirty(live)
         if effect.start_index == 0:
             self._faults.passed("first_token")
-        if live.stopped is not None:
-            reason = sampling_pb2.FINISH_REASON_STOP_STRING
-            self.apply(self.core.finish(live.request_id, reason, self.clock.now_us()))
+        if live.ends is not None:
+            self.apply(self.core.finish(live.request_id, live.ends, self.clock.now_us()))
 
     def _end(self, live: LiveRequest, ended: Ended) -> None:
         if live.finished is not None:

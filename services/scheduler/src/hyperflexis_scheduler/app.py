@@ -21,6 +21,8 @@ from hyperflexis_scheduler.desk import Desk
 from hyperflexis_scheduler.faults import Faults
 from hyperflexis_scheduler.leader_lease import LeaderLease
 from hyperflexis_scheduler.leadership import Leadership
+from hyperflexis_scheduler.memory_keeper import MemoryKeeper
+from hyperflexis_scheduler.memory_store import MemoryStore
 from hyperflexis_scheduler.metrics import Metrics
 from hyperflexis_scheduler.service import SchedulerService
 
@@ -54,6 +56,7 @@ class SchedulerApp:
             clock=self._clock,
             faults=self._faults,
             probe_timeout_s=settings.probe_timeout_ms / 1_000,
+            keeper=MemoryKeeper(MemoryStore(self._redis, self._core.rules.remembered_us), self._desk),
         )
         service = SchedulerService(self._desk, self.leadership, self._clock, self._metrics)
         scheduler_service_pb2_grpc.add_SchedulerServiceServicer_to_server(service, self._server.grpc)

@@ -10,7 +10,7 @@ import structlog
 
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.outbox import Outbox, OutboxFull
-from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, ToRouter, ToWorker
+from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 from hyperflexis_scheduler.faults import Faults
 
@@ -47,6 +47,7 @@ class Desk:
     def __init__(self, core: SchedulerCore, clock: Clock, faults: Faults, outbox_limit: int) -> None:
         self.core = core
         self.on_higher_epoch: Callable[[int], None] = lambda epoch: None
+        self.on_remember: Callable[[], object] = lambda: None
         self._clock = clock
         self._faults = faults
         self._outbox_limit = outbox_limit
@@ -80,6 +81,8 @@ class Desk:
                         self._sessions[number].end(reason, permanent)
                 case HigherEpoch():
                     epoch = max(epoch, effect.epoch)
+                case Remember():
+                    self.on_remember()
         if epoch:
             self.on_higher_epoch(epoch)
 

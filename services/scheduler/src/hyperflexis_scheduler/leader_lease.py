@@ -1,4 +1,4 @@
-"""What the scheduler keeps in Redis: the leader's lease, the epoch counter, the workers it knows.
+"""The leader's lease and the epoch counter, in Redis.
 
 Times in the scripts are milliseconds. A lost reply is never repeated blindly: each script, run twice, leaves
 what it left the first time, except `acquire`, which then wastes an epoch.
@@ -7,16 +7,10 @@ what it left the first time, except `acquire`, which then wastes an epoch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-import structlog
-
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.redis_access import RedisAccess
 from hyperflexis_scheduler.core.election import Lease
-
-log = structlog.get_logger(__name__)
 
 _ACQUIRE = """
 local held = redis.call('GET', KEYS[1])
@@ -58,37 +52,6 @@ _OBSERVE = """
 return {redis.call('GET', KEYS[1]) or '', redis.call('PTTL', KEYS[1]), redis.call('GET', KEYS[2]) or '0'}
 """
 
-# One hash for all workers: looking for keys by pattern walks the whole of Redis, at every change of the leader.
-_WRITE_WORKERS = """
-local time = redis.call('TIME')
-local lapses_ms = string.format('%.0f', time[1] * 1000 + time[2] / 1000 + ARGV[1])
-for i = 2, #ARGV, 2 do redis.call('HSET', KEYS[3], ARGV[i], lapses_ms .. ' ' .. ARGV[i + 1]) end
-return 1
-"""
-
-_READ_WORKERS = """
-local time = redis.call('TIME')
-local now_ms = time[1] * 1000 + time[2] / 1000
-local all, alive = redis.call('HGETALL', KEYS[3]), {}
-for i = 1, #all, 2 do
-  local lapses_ms, record = string.match(all[i + 1], '^(%d+) (.*)$')
-  if lapses_ms and tonumber(lapses_ms) > now_ms then alive[#alive + 1] = record
-  else redis.call('HDEL', KEYS[3], all[i]) end
-end
-return alive
-"""
-
-WORKER_LEASE_MS = 10_000
-RETIRED_PER_WORKER = 64
-
-
-class WorkerRecord(NamedTuple):
-    """One worker id: who has it now, and whose time is over."""
-
-    key: WorkerKey
-    address: str
-    retired: tuple[int, ...]
-
 
 class LeaderLease:
     """Every method raises RedisAway where Redis does not answer."""
@@ -97,7 +60,7 @@ class LeaderLease:
         self._redis = redis
         self._leader_id = leader_id
         self._lease_ms = lease_us // 1_000
-        self._keys = (f"{redis.prefix}leader", f"{redis.prefix}epoch", f"{redis.prefix}workers")
+        self._keys = (f"{redis.prefix}leader", f"{redis.prefix}epoch")
 
     async def observe(self) -> tuple[Lease | None, int]:
         """The lease, if there is one, and the counter of epochs."""
@@ -118,18 +81,6 @@ class LeaderLease:
         """Leaves a lease that anybody may take at once; False, and nothing happens, where it is no longer ours."""
         return bool(await self._script(_RELEASE, self._leader_id, epoch, self._lease_ms))
 
-    async def write_workers(self, records: Iterable[WorkerRecord]) -> int:
-        """Renews the leases of the workers that are there; how many they are."""
-        fields = [part for record in records for part in (record.key.worker_id, _encode(record))]
-        if fields:
-            await self._script(_WRITE_WORKERS, WORKER_LEASE_MS, *fields)
-        return len(fields) // 2
-
-    async def read_workers(self) -> list[WorkerRecord]:
-        """Those whose lease has not lapsed; a record that this version cannot read is left out."""
-        records = [_decode(value) for value in await self._script(_READ_WORKERS)]
-        return [record for record in records if record is not None]
-
     async def _script(self, script: str, *arguments: str | int) -> Any:
         async def run(client: Any) -> Any:
             result: Any = await client.eval(script, len(self._keys), *self._keys, *arguments)
@@ -143,19 +94,3 @@ def _lease(held: bytes | str, remaining_ms: int) -> Lease | None:
         return None
     record = json.loads(held)
     return Lease(record["leader_id"], int(record["epoch"]), record["address"], max(0, int(remaining_ms)) * 1_000)
-
-
-def _encode(record: WorkerRecord) -> str:
-    retired = list(record.retired[-RETIRED_PER_WORKER:])
-    return json.dumps({"key": list(record.key), "address": record.address, "retired": retired})
-
-
-def _decode(value: bytes) -> WorkerRecord | None:
-    try:
-        record = json.loads(value)
-        worker_id, incarnation = record["key"]
-        key = WorkerKey(str(worker_id), int(incarnation))
-        return WorkerRecord(key, str(record["address"]), tuple(int(old) for old in record["retired"]))
-    except (ValueError, TypeError, KeyError) as error:
-        log.warning("a worker's record cannot be read", error=f"{type(error).__name__}: {error}")
-        return None

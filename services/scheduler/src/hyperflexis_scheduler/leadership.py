@@ -11,7 +11,6 @@ import structlog
 
 from hyperflexis.common.v1 import identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2, scheduler_service_pb2_grpc
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.channel import open_channel
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.redis_access import RedisAway
@@ -28,13 +27,12 @@ from hyperflexis_scheduler.core.election import (
 )
 from hyperflexis_scheduler.desk import Desk
 from hyperflexis_scheduler.faults import Faults
-from hyperflexis_scheduler.leader_lease import LeaderLease, WorkerRecord
+from hyperflexis_scheduler.leader_lease import LeaderLease
+from hyperflexis_scheduler.memory_keeper import MemoryKeeper
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.05
-RECORDS_EVERY = 20
-"""Ticks between two renewals of the workers' records."""
 Answer = TypeVar("Answer")
 
 
@@ -49,6 +47,7 @@ class Leadership:
         clock: Clock,
         faults: Faults,
         probe_timeout_s: float,
+        keeper: MemoryKeeper,
     ) -> None:
         self.election = election
         self._lease = lease
@@ -58,6 +57,7 @@ class Leadership:
         self.address = ""
         """What peers dial; set before `run`."""
         self._probe_timeout_s = probe_timeout_s
+        self._keeper = keeper
         self._tasks: set[asyncio.Task[None]] = set()
         desk.on_higher_epoch = self._heard
 
@@ -85,7 +85,7 @@ class Leadership:
 
     async def run(self) -> None:
         """Ticks the election and the core until cancelled."""
-        records = asyncio.create_task(self._write_records(), name="worker records")
+        keeping = asyncio.create_task(self._keeper.run(lambda: self.may_act), name="memory")
         try:
             while True:
                 self._perform(self.election.tick(self._clock.now_us()))
@@ -93,7 +93,7 @@ class Leadership:
                     self._desk.do(self._desk.core.tick)
                 await asyncio.sleep(TICK_S)
         finally:
-            await cancel_all(records, *self._tasks)
+            await cancel_all(keeping, *self._tasks)
 
     async def stop(self) -> None:
         """Call after `run` was cancelled: ends the reign and leaves the lease to a standby."""
@@ -160,35 +160,16 @@ class Leadership:
             return bool((await stub.GetLeader(request, timeout=self._probe_timeout_s)).is_leader)
 
     async def _begin(self, fence: identity_pb2.Fence) -> None:
-        records = await _answer(self._lease.read_workers(), "read workers")
+        memory = await self._keeper.read()
         if self.election.epoch != fence.epoch:
             return
-        known = [record.key for record in records] if records is not None else None
-        retired = [WorkerKey(r.key.worker_id, old) for r in records or [] for old in r.retired]
-        log.info("leading", epoch=fence.epoch, known_workers=len(known) if known is not None else None)
+        log.info("leading", epoch=fence.epoch, known_workers=len(memory.workers) if memory is not None else None)
         self._faults.begin()
-        now_us = self._clock.now_us()
-        self._desk.perform(self._desk.core.begin(fence, known, now_us, retired))
+        self._desk.do(self._desk.core.begin, fence, memory)
 
     async def _release(self, epoch: int) -> None:
         if await _answer(self._lease.release(epoch), "release") is None:
             log.info("lease not released; it will lapse", epoch=epoch)
-
-    async def _write_records(self) -> None:
-        """In the background: decisions never wait for Redis."""
-        retired = 0
-        while True:
-            # A life that is over is written down at once: the next leader must not let it in again.
-            for _ in range(RECORDS_EVERY):
-                await asyncio.sleep(TICK_S)
-                cell = self._desk.core.cell
-                if cell is not None and cell.fleet.retirements != retired:
-                    break
-            if not self.may_act or self._desk.core.cell is None:
-                continue
-            retirements = self._desk.core.cell.fleet.retirements
-            if await _answer(self._lease.write_workers(worker_records(self._desk)), "write workers") is not None:
-                retired = retirements
 
 
 async def _answer(question: Awaitable[Answer], name: str) -> Answer | None:
@@ -200,15 +181,3 @@ async def _answer(question: Awaitable[Answer], name: str) -> Answer | None:
     except Exception:
         log.exception("no answer", question=name)
     return None
-
-
-def worker_records(desk: Desk) -> list[WorkerRecord]:
-    cell = desk.core.cell
-    if cell is None:
-        return []
-    retired: dict[str, list[int]] = {}
-    for key in cell.fleet.retired:
-        retired.setdefault(key.worker_id, []).append(key.incarnation)
-    return [
-        WorkerRecord(worker.key, worker.address, tuple(retired.get(worker.key.worker_id, ()))) for worker in cell.fleet
-    ]

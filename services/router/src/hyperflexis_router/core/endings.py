@@ -25,11 +25,16 @@ def finished(request_id: str, finish: token_feed_pb2.AttemptFinished, output_tok
 
 
 def refused(message: router_session_pb2.Refused, output_tokens: int, attempts: int) -> Ended:
-    """The scheduler will not place it. Too many failed attempts are an error, not a refusal."""
-    exhausted = message.reason == router_session_pb2.REFUSAL_REASON_ATTEMPTS_EXHAUSTED
+    """The scheduler will not place it. Too many failed attempts are an error, a cancellation through another router is
+    one: neither is a refusal."""
+    reason: sampling_pb2.FinishReason.ValueType = sampling_pb2.FINISH_REASON_REFUSED
+    if message.reason == router_session_pb2.REFUSAL_REASON_ATTEMPTS_EXHAUSTED:
+        reason = sampling_pb2.FINISH_REASON_ERROR
+    elif message.reason == router_session_pb2.REFUSAL_REASON_CANCELLED:
+        reason = sampling_pb2.FINISH_REASON_CANCELLED
     return Ended(
         message.request_id,
-        sampling_pb2.FINISH_REASON_ERROR if exhausted else sampling_pb2.FINISH_REASON_REFUSED,
+        reason,
         message.message or router_session_pb2.RefusalReason.Name(message.reason),
         refusal=message.reason,
         retry_after_us=message.retry_after_us,

@@ -9,7 +9,7 @@ from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import NO_ATTEMPT, Attempt
-from hyperflexis_common.tokens import TOKEN_BYTES
+from hyperflexis_common.tokens import TOKEN_BYTES, extend_crc
 from hyperflexis_router.core import endings, messages
 from hyperflexis_router.core.effects import Committed, Effect, Ended, Noticed
 from hyperflexis_router.core.feed import Entry, Feed
@@ -120,6 +120,24 @@ class Request:
         if attempt > self.attempt or (attempt == self.attempt and self.feed is not None):
             self._abandon(now_us)
             self.submit(now_us, out)
+
+    # --- the client ---
+
+    def extend(self, packed: bytes, now_us: int, out: list[Effect]) -> None:
+        """Tokens from next_index on that the client got through another router, which had the request meanwhile: this
+        one is its owner again, and goes on after them."""
+        first, output = self.output.next_index, self.output
+        output.take(first, packed, extend_crc(output.crc, packed))
+        out.append(Committed(self.request_id, first, packed, ()))
+        if output.next_index >= self.new.max_tokens:
+            self.end_here(sampling_pb2.FINISH_REASON_LENGTH, "", out)
+            return
+        self._quiet_since_us = self._progress_us = now_us
+        if self._older and output.next_index >= self._owned_from:
+            self._drop_older(now_us, out)
+        self.submit(now_us, out)
+        if self.feed is not None and self._answered:
+            self._subscribe(now_us, out)
 
     # --- the feeds ---
 

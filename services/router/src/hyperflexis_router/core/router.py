@@ -64,6 +64,16 @@ class RouterCore:
         """Takes over a request with the tokens that are committed already."""
         return self._add(request, now_us)
 
+    def extend(self, request_id: str, packed: bytes, now_us: int) -> list[Effect]:
+        """Takes tokens from the next index on that the client has already. Unknown or ended: nothing happens."""
+        out: list[Effect] = []
+        request = self._requests.get(request_id)
+        if request is not None:
+            request.extend(packed, now_us, out)
+            if request.ended:
+                self._settle(request, out)
+        return out
+
     def cancel(self, request_id: str, now_us: int) -> list[Effect]:
         return self.finish(request_id, sampling_pb2.FINISH_REASON_CANCELLED, now_us)
 

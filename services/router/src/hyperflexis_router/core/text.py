@@ -18,7 +18,11 @@ UNDECIDED_TOKENS = 16
 """Undecodable output this long is settled up to its last CHARACTER_TOKENS tokens: work per token is bounded."""
 
 Decode = Callable[[list[int]], str]
-"""Token ids to text, special tokens skipped: `tokenizer.decode`."""
+"""Token ids to text, special tokens skipped. Raises Undecodable."""
+
+
+class Undecodable(Exception):
+    """The tokenizer fails over these tokens; the message is its own reason."""
 
 
 class Detokenizer:
@@ -65,13 +69,15 @@ class Detokenizer:
 
 
 class OutputText:
-    """T over one request's whole output, fed once, asked any number of times."""
+    """T over one request's whole output, fed once, asked any number of times. Ends before a token without text."""
 
     def __init__(self, decode: Decode, stops: Sequence[str] = ()) -> None:
         self._tokens = Detokenizer(decode)
         self._stops = StopStrings(stops)
         self._pieces: list[str] = []
         self._tail = ""
+        self.failure = ""
+        """Why there is no text for what came next: the tokenizer fails over it."""
 
     @property
     def tokens(self) -> int:
@@ -82,12 +88,20 @@ class OutputText:
     def stopped(self) -> str | None:
         return self._stops.matched
 
+    @property
+    def over(self) -> bool:
+        """No further token has text: a stop string is complete, or the tokenizer failed."""
+        return self._stops.matched is not None or bool(self.failure)
+
     def push(self, tokens: Iterable[int]) -> None:
         """Takes the next tokens, up to and including the one that completes a stop string."""
         for token in tokens:
-            if self._stops.matched is not None:
+            if self.over:
                 return
-            self._pieces.append(self._stops.push(self._tokens.push(token)))
+            try:
+                self._pieces.append(self._stops.push(self._tokens.push(token)))
+            except Undecodable as error:
+                self.failure = str(error)
 
     @property
     def tail(self) -> str:
@@ -96,8 +110,12 @@ class OutputText:
 
     def finish(self) -> None:
         """The output has ended: what was held back now belongs to it."""
-        if self._stops.matched is None:
+        if self.over:
+            return
+        try:
             self._tail = self._stops.push(self._tokens.flush()) + self._stops.flush()
+        except Undecodable as error:
+            self.failure = str(error)
 
     def between(self, start: int, end: int) -> str:
         """T(end) - T(start)."""

@@ -1,5 +1,5 @@
 -- Records a request, with its idempotency key where it has one. Repeating it changes nothing.
--- KEYS: req, journal [, idem]   ARGV: owner_gen, request_id, digest, ttl_s, lease_ms, age_us, field, value, ...
+-- KEYS: req, journal [, idem]   ARGV: owner_gen, request_id, digest, ttl_s, age_us, field, value, ...
 -- Returns {"created"}, {"held", request_id, digest} or {"lost"}.
 if #KEYS == 3 then
   local held = redis.call('HMGET', KEYS[3], 'request_id', 'digest')
@@ -15,8 +15,7 @@ end
 local time = redis.call('TIME')
 local now_us = time[1] * 1000000 + time[2]
 redis.call('HSET', KEYS[1], 'owner_gen', ARGV[1],
-  'created_us', string.format('%.0f', now_us - ARGV[6]),
-  'owner_until_us', string.format('%.0f', now_us + ARGV[5] * 1000), unpack(ARGV, 7))
+  'created_us', string.format('%.0f', now_us - ARGV[5]), unpack(ARGV, 6))
 redis.call('EXPIRE', KEYS[1], ARGV[4])
 redis.call('DEL', KEYS[2])
 return {'created'}

@@ -30,7 +30,8 @@ class Actions:
     def __init__(self, cell: Cell) -> None:
         self._cell = cell
         self._applied: dict[str, None] = {}
-        self._highest_epoch = 0
+        self.highest_epoch = 0
+        """Of the scalers that have acted: lower ones were replaced."""
 
     def apply(self, request: scheduler_service_pb2.ApplyRequest) -> ActionResult:
         """Applies an action once; what was not applied may be tried again under the same id."""
@@ -40,10 +41,12 @@ class Actions:
         if request.action_id in self._applied:
             return ActionResult(Outcome.REPEATED)
         epoch = request.scaler_fence.epoch
-        if epoch and epoch < self._highest_epoch:
-            message = f"a scaler with epoch {self._highest_epoch} has acted; epoch {epoch} no longer leads"
+        if epoch and epoch < self.highest_epoch:
+            message = f"a scaler with epoch {self.highest_epoch} has acted; epoch {epoch} no longer leads"
             return ActionResult(Outcome.STALE_FENCE, message)
-        self._highest_epoch = max(self._highest_epoch, epoch)
+        if epoch > self.highest_epoch:
+            self.highest_epoch = epoch
+            self._cell.remember()
         worker = self._cell.fleet.by_id.get(request.worker_id)
         if worker is None:
             return ActionResult(Outcome.NOT_FOUND, f"no worker {request.worker_id!r} is registered")
@@ -51,9 +54,9 @@ class Actions:
             return ActionResult(Outcome.UNIMPLEMENTED, f"this scheduler cannot apply {action!r} yet")
         if action == "drain":
             worker.draining = not request.drain.undo
-            worker.undraining = request.drain.undo
             worker.drain_reason = request.drain.reason
-            self._cell.command(worker, drain=request.drain)
+            seq = self._cell.command(worker, drain=request.drain)
+            worker.undo_seq = seq if request.drain.undo else None
         else:
             worker.wanted_role = request.set_role.role
             self._cell.command(worker, set_role=request.set_role)
@@ -66,10 +69,17 @@ class Actions:
         """After a Snapshot: orders that the worker may have missed while its session was broken."""
         if worker.draining:
             self._cell.command(worker, drain={"reason": worker.drain_reason})
-        elif worker.undraining and worker.readiness == capability_pb2.READINESS_DRAINING:
-            self._cell.command(worker, drain={"undo": True})
+        elif worker.undo_seq is not None:
+            # Not for ever: a worker that is stopped later drains by itself, and means it.
+            draining = worker.readiness == capability_pb2.READINESS_DRAINING
+            worker.undo_seq = self._cell.command(worker, drain={"undo": True}) if draining else None
         if worker.wanted_role and worker.wanted_role != worker.role:
             self._cell.command(worker, set_role={"role": worker.wanted_role})
+
+    def applied(self, worker: WorkerState, applied_seq: int) -> None:
+        """A Report says up to which command the worker has come."""
+        if worker.undo_seq and applied_seq >= worker.undo_seq:
+            worker.undo_seq = None
 
     def _remember(self, action_id: str) -> None:
         self._applied[action_id] = None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from hyperflexis.common.v1 import identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
-from hyperflexis_common.attempt import Attempt, WorkerKey
+from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.book import Book
 from hyperflexis_scheduler.core.dispatch import DispatchPolicy
-from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, ToRouter, ToWorker
+from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
 from hyperflexis_scheduler.core.fleet import Fleet
 from hyperflexis_scheduler.core.hold import HoldQueue
 from hyperflexis_scheduler.core.request import RouterKey
@@ -23,18 +22,13 @@ from hyperflexis_scheduler.core.worker import WorkerState
 class Cell:
     """State and outgoing messages, no decisions. Every message down carries the leader's epoch."""
 
-    def __init__(
-        self,
-        rules: Rules,
-        policy: DispatchPolicy,
-        fence: identity_pb2.Fence,
-        known: Iterable[WorkerKey],
-        retired: Iterable[WorkerKey],
-    ) -> None:
+    def __init__(self, rules: Rules, policy: DispatchPolicy, fence: identity_pb2.Fence, now_us: int) -> None:
         self.rules = rules
         self.policy = policy
         self.fence = fence
-        self.fleet = Fleet(known, retired, rules.retired_limit)
+        self.remembers = False
+        """It has what the leader before left."""
+        self.fleet = Fleet(rules, now_us)
         self.routers = Routers()
         self.book = Book(rules.retention_us, rules.retained_limit)
         self.hold = HoldQueue(rules.hold_limit)
@@ -76,6 +70,10 @@ class Cell:
 
     def close(self, session: int, reason: str, permanent: bool = False) -> None:
         self._effects.append(CloseSession(session, reason, permanent))
+
+    def remember(self) -> None:
+        """A crash of this leader must not undo what has just happened."""
+        self._effects.append(Remember())
 
     def heard_fence(self, fence: identity_pb2.Fence) -> None:
         """A peer's highest fence. An equal epoch under another name can only be a rival's (Redis lost its

@@ -36,4 +36,9 @@ class HigherEpoch:
     epoch: int
 
 
-Effect = ToRouter | ToWorker | CloseSession | HigherEpoch
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Write the memory down now: what has just happened must not be forgotten with this leader."""
+
+
+Effect = ToRouter | ToWorker | CloseSession | HigherEpoch | Remember

@@ -1,10 +1,14 @@
-"""All workers: who is known under which id, who serves which model, and whose time is over."""
+"""All workers: who is here under which id, and who serves which model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from hyperflexis_common.attempt import WorkerKey
+from hyperflexis_scheduler.core.fingerprints import Fingerprints, Verdict
+from hyperflexis_scheduler.core.lives import Lives
+from hyperflexis_scheduler.core.memory import WorkerRecord
+from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.worker import WorkerState
 
 
@@ -41,21 +45,15 @@ def _context(worker: WorkerState) -> int:
 class Fleet:
     """Workers by id and by session; one life per id."""
 
-    def __init__(self, known: Iterable[WorkerKey], retired: Iterable[WorkerKey], retired_limit: int) -> None:
+    def __init__(self, rules: Rules, now_us: int) -> None:
+        self._known_us = rules.known_us
         self.by_id: dict[str, WorkerState] = {}
         self.by_session: dict[int, WorkerState] = {}
         self.pools: dict[str, Pool] = {}
-        known = list(known)
-        self.awaited: set[str] = {key.worker_id for key in known}
-        """Workers that the leader before knew and whose Snapshot has not come."""
-        self._retired: dict[WorkerKey, None] = dict.fromkeys(retired)
-        self._retired_limit = retired_limit
-        self._lives: dict[str, int] = {}
-        """The newest incarnation of each id, kept after the worker has gone: a later one ends its time."""
-        self.retirements = 0
-        """Rises with each life whose time is over."""
-        for key in known:
-            self._lives[key.worker_id] = key.incarnation
+        self.awaited: set[str] = set()
+        """Workers that the leader before had and whose Snapshot has not come."""
+        self.lives = Lives(rules.lives_limit, rules.remembered_us)
+        self.fingerprints = Fingerprints(now_us + rules.known_us)
         self.changed: dict[str, None] = {}
         """Worker ids whose entry routers have not been told of."""
         self.removed: list[WorkerKey] = []
@@ -65,37 +63,42 @@ class Fleet:
     def __iter__(self) -> Iterator[WorkerState]:
         return iter(list(self.by_id.values()))
 
-    @property
-    def retired(self) -> list[WorkerKey]:
-        return list(self._retired)
+    def learn(self, records: Iterable[WorkerRecord], now_us: int) -> list[WorkerState]:
+        """What the leader before knew. Returns the workers here that its records of their model speak against."""
+        oldest_first = sorted(records, key=lambda record: -record.age_us)
+        for record in oldest_first:
+            self.lives.learn(record, now_us)
+        known = [record for record in oldest_first if record.age_us <= self._known_us]
+        self.fingerprints.learn(known)
+        self.awaited = {record.key.worker_id for record in known} - {w.key.worker_id for w in self if w.connected}
+        return [w for w in self if self.fingerprints.contradicts(w.model, w.fingerprint)]
 
-    def is_retired(self, key: WorkerKey) -> bool:
-        return key in self._retired
+    def record(self, worker: WorkerState) -> WorkerRecord:
+        retired = self.lives.retired(worker.key.worker_id)
+        return WorkerRecord(worker.key, worker.address, worker.model, worker.fingerprint, retired)
 
     def pool(self, model: str) -> Pool | None:
         return self.pools.get(model)
 
-    def fingerprint_conflict(self, worker_id: str, model: str, fingerprint: bytes) -> bool:
-        """Another live worker of the model computes different tokens."""
+    def fits(self, worker_id: str, model: str, fingerprint: bytes, now_us: int) -> Verdict:
+        """Does it compute the same tokens as the other workers of its model?"""
         pool = self.pools.get(model)
         others = (w for w in pool.workers.values() if w.key.worker_id != worker_id) if pool else iter(())
         other = next(others, None)
-        return other is not None and other.fingerprint != fingerprint
+        return self.fingerprints.verdict(model, fingerprint, other.fingerprint if other else None, now_us)
 
     def add(self, worker: WorkerState) -> None:
-        self._begins(worker.key)
         self.by_id[worker.key.worker_id] = worker
         self.pools.setdefault(worker.model, Pool()).workers[worker.key] = worker
         self.pools[worker.model].resize()
         self.announce(worker)
 
-    def remove(self, worker: WorkerState, retire: bool) -> None:
+    def remove(self, worker: WorkerState, now_us: int) -> None:
         worker.gone = True
+        self.lives.left(worker.key.worker_id, now_us)
         del self.by_id[worker.key.worker_id]
         if worker.session is not None:
             self.by_session.pop(worker.session, None)
-        if retire:
-            self._retire(worker.key)
         self.refresh(worker)
         pool = self.pools[worker.model]
         del pool.workers[worker.key]
@@ -106,21 +109,6 @@ class Fleet:
         self.changed.pop(worker.key.worker_id, None)
         self.removed.append(worker.key)
         self.version += 1
-
-    def _begins(self, key: WorkerKey) -> None:
-        """A new life of an id; the older one, gone long ago or only silent, is over for good."""
-        older = self._lives.pop(key.worker_id, key.incarnation)
-        self._lives[key.worker_id] = key.incarnation
-        if len(self._lives) > self._retired_limit:
-            del self._lives[next(iter(self._lives))]
-        if older != key.incarnation:
-            self._retire(WorkerKey(key.worker_id, older))
-
-    def _retire(self, key: WorkerKey) -> None:
-        self.retirements += key not in self._retired
-        self._retired[key] = None
-        if len(self._retired) > self._retired_limit:
-            del self._retired[next(iter(self._retired))]
 
     def refresh(self, worker: WorkerState) -> bool:
         """Call after anything that may change whether the worker accepts work; True if it now does anew."""

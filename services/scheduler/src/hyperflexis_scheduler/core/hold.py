@@ -26,10 +26,6 @@ class HoldQueue:
     def full(self) -> bool:
         return len(self._entries) >= self._limit
 
-    @property
-    def models(self) -> list[str]:
-        return list(self._by_model)
-
     def add(self, request_id: str, model: str, key: int, now_us: int) -> None:
         """Raises OverflowError when full."""
         if self.full:

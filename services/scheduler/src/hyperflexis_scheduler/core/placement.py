@@ -60,9 +60,8 @@ class Placement:
         which is not ready could hold stay, and keep nobody behind them waiting."""
         cell = self._cell
         budget = cell.rules.hold_burst
-        for model in cell.hold.models:
-            pool = cell.fleet.pool(model)
-            if pool is None or not pool.eligible or pool.hold_seen:
+        for model, pool in list(cell.fleet.pools.items()):
+            if not pool.eligible or pool.hold_seen:
                 continue
             for request_id in cell.hold.all(model):
                 state = cell.book.get(request_id)

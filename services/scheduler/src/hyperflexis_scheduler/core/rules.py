@@ -29,6 +29,10 @@ class Rules:
     """A command that reports do not count as applied for this long was lost."""
     resume_wait_us: int = 2_000_000
     """A new leader waits at most this long for the known workers' Snapshots before it places a resume."""
+    known_us: int = 10_000_000
+    """Workers that a leader had this long ago or less are expected back by the next one, which is young as long."""
+    remembered_us: int = 3_600_000_000
+    """How long the lives of a worker id that nobody has are remembered."""
     stall_us: int = 1_000_000
     """Ticks further apart than this mean that this process slept: nobody else is blamed for it."""
     max_attempts: int = 16
@@ -46,6 +50,7 @@ class Rules:
     """How long a request is remembered after it ended."""
     retained_limit: int = 100_000
     actions_limit: int = 10_000
-    retired_limit: int = 10_000
+    lives_limit: int = 10_000
+    """Worker ids remembered that nobody has."""
     retry_after_us: int = 1_000_000
     """Least hint in a refusal that may be retried."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from hyperflexis.common.v1 import identity_pb2, slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2, worker_session_pb2
 from hyperflexis_common import PROTOCOL_VERSION
-from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.actions import ActionResult, Actions, Outcome
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.cluster import describe
 from hyperflexis_scheduler.core.dispatch import DispatchPolicy
 from hyperflexis_scheduler.core.effects import CloseSession, Effect, ToRouter, ToWorker
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.memory import Memory
 from hyperflexis_scheduler.core.placement import Placement
 from hyperflexis_scheduler.core.rebalance import Rebalance
 from hyperflexis_scheduler.core.reports import Reports
@@ -58,21 +58,29 @@ class SchedulerCore:
         """The state as it is, to be read; None while not leading."""
         return self._reign.cell if self._reign else None
 
-    def begin(
-        self,
-        fence: identity_pb2.Fence,
-        known_workers: Iterable[WorkerKey] | None,
-        now_us: int,
-        retired: Iterable[WorkerKey] = (),
-    ) -> list[Effect]:
-        """Become leader. `known_workers`: those whose Snapshots a resumed request waits for; None = nobody
-        knows, so it waits the whole time."""
+    def begin(self, fence: identity_pb2.Fence, memory: Memory | None, now_us: int) -> list[Effect]:
+        """Become leader. `memory`: what the one before left; None = it cannot be had now, so that resumed requests
+        wait their whole time, and `learn` brings it later."""
         effects = self.end(now_us)
-        known = list(known_workers) if known_workers is not None else [WorkerKey("", 0)]
-        cell = Cell(self.rules, self.policy, fence, known, retired)
-        cell.settled = not known
+        cell = Cell(self.rules, self.policy, fence, now_us)
         self._reign = _Reign(cell, now_us, now_us + self.rules.resume_wait_us)
-        return effects
+        return effects if memory is None else effects + self.learn(memory, now_us)
+
+    def learn(self, memory: Memory, now_us: int) -> list[Effect]:
+        """What the leader before left. It says nothing for sure of the workers that this one has already."""
+        reign = self._reign
+        if reign is None:
+            return []
+        reign.cell.remembers = True
+        reign.actions.highest_epoch = max(reign.actions.highest_epoch, memory.scaler_epoch)
+        return self._on_workers(lambda workers: workers.learn(memory.workers, now_us), now_us)
+
+    def memory(self) -> Memory:
+        """What the next leader should know."""
+        if self._reign is None:
+            return Memory()
+        fleet = self._reign.cell.fleet
+        return Memory(tuple(fleet.record(worker) for worker in fleet), self._reign.actions.highest_epoch)
 
     def end(self, now_us: int) -> list[Effect]:
         """Step down: closes every session and forgets everything."""
@@ -202,7 +210,8 @@ class SchedulerCore:
 
     def _settle(self, reign: _Reign, now_us: int) -> None:
         cell = reign.cell
-        if not cell.settled and (not cell.fleet.awaited or now_us >= reign.settle_by_us):
+        complete = cell.remembers and not cell.fleet.awaited
+        if not cell.settled and (complete or now_us >= reign.settle_by_us):
             reign.submissions.settle(now_us)
         if len(cell.hold):
             reign.placement.drain_hold(now_us)

@@ -59,7 +59,7 @@ class Submissions:
         state = self._cell.book.get(request_id) or self._cell.book.add(request_id, now_us)
         if state.phase in (Phase.CANCELLED, Phase.REFUSED) or not self._owns(state, command.owner_gen):
             return
-        state.owner_gen = state.owner_gen or command.owner_gen
+        state.owner_gen = command.owner_gen
         if state.phase is Phase.PLACED:
             self._grants.cancel_attempt(state, "cancelled by its client")
         self._grants.end(state, Phase.CANCELLED, "cancel", "client", now_us)

@@ -36,8 +36,8 @@ class WorkerState:
         self.us_per_token = PREFILL_US_PER_TOKEN
         self.draining = False
         self.drain_reason = ""
-        self.undraining = False
-        """A drain was taken back, and the worker may not have heard."""
+        self.undo_seq: int | None = None
+        """A drain is to be undone, by this command of the session (0: not sent); None once the worker knows."""
         self.wanted_role = capability_pb2.ROLE_UNSPECIFIED
         self.hung = False
         self.gone = False
@@ -79,6 +79,7 @@ class WorkerState:
 
     def closed(self, now_us: int) -> None:
         self.session = None
+        self.undo_seq = None if self.undo_seq is None else 0
         self.snapshotted = False
         self.disconnected_us = now_us
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.actions import Actions
 from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.fingerprints import Verdict
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.memory import WorkerRecord
 from hyperflexis_scheduler.core.reports import Reports
 from hyperflexis_scheduler.core.snapshot import Snapshots
 from hyperflexis_scheduler.core.worker import WorkerState
@@ -26,7 +30,7 @@ class Workers:
     def opened(self, session: int, register: worker_session_pb2.Register, now_us: int) -> None:
         cell = self._cell
         cell.heard_fence(register.highest_fence)
-        refusal = self._refusal(register)
+        refusal = self._refusal(register, now_us)
         if refusal is not None:
             cell.tell(session, rejected=refusal)
             cell.close(session, refusal.message, refusal.permanent)
@@ -34,8 +38,10 @@ class Workers:
         key = WorkerKey.of(register.identity)
         worker = cell.fleet.by_id.get(key.worker_id)
         if worker is not None and (worker.key != key or worker.model != register.model):
-            self._gone(worker, "replaced", now_us, retire=worker.key != key)
+            self._gone(worker, "replaced", now_us)
             worker = None
+        if cell.fleet.lives.joined(key):
+            cell.remember()
         if worker is None:
             worker = WorkerState(register, session, now_us)
             cell.fleet.add(worker)
@@ -81,33 +87,42 @@ class Workers:
                 if ping is not None:
                     self._cell.tell(worker.session, ping=ping)
             elif worker.disconnected_us is not None and now_us - worker.disconnected_us >= rules.grace_us:
-                self._gone(worker, "worker_gone", now_us, retire=False)
+                self._gone(worker, "worker_gone", now_us)
+        self._cell.fleet.lives.expire(now_us)
 
     def forgive(self, gap_us: int, now_us: int) -> None:
         for worker in self._cell.fleet:
             worker.forgive(gap_us, now_us)
 
-    def _refusal(self, register: worker_session_pb2.Register) -> worker_session_pb2.Rejected | None:
+    def learn(self, records: Iterable[WorkerRecord], now_us: int) -> None:
+        """What the leader before knew of its workers."""
+        for worker in self._cell.fleet.learn(records, now_us):
+            if worker.session is not None:
+                message = _other_fingerprint(worker.model)
+                rejected = _Rejected(reason=_Rejected.REASON_FINGERPRINT, message=message, permanent=False)
+                self._cell.tell(worker.session, rejected=rejected)
+            self._gone(worker, "fingerprint", now_us)
+
+    def _refusal(self, register: worker_session_pb2.Register, now_us: int) -> worker_session_pb2.Rejected | None:
         """Why this worker cannot join, if so."""
         key = WorkerKey.of(register.identity)
+        fits = self._cell.fleet.fits(key.worker_id, register.model, register.fingerprint, now_us)
+        permanent = True
         if register.protocol_version != PROTOCOL_VERSION:
             reason = _Rejected.REASON_PROTOCOL_VERSION
             message = f"protocol {register.protocol_version} is not {PROTOCOL_VERSION}; install a matching release"
         elif not (key.worker_id and key.incarnation and register.address and register.model):
             reason = _Rejected.REASON_INVALID
             message = "worker_id, incarnation, address and model are required"
-        elif self._cell.fleet.is_retired(key):
+        elif self._cell.fleet.lives.is_retired(key):
             reason = _Rejected.REASON_INCARNATION
             message = f"another process has taken the id {key.worker_id!r}; start anew"
-        elif self._cell.fleet.fingerprint_conflict(key.worker_id, register.model, register.fingerprint):
-            reason = _Rejected.REASON_FINGERPRINT
-            message = (
-                f"other workers of model {register.model!r} have another fingerprint: weights, dtype, tokenizer "
-                "and sampling must be the same"
-            )
+        elif fits is not Verdict.FITS:
+            reason, message = _Rejected.REASON_FINGERPRINT, _other_fingerprint(register.model)
+            permanent = fits is Verdict.NEVER
         else:
             return None
-        return _Rejected(reason=reason, message=message, permanent=True)
+        return _Rejected(reason=reason, message=message, permanent=permanent)
 
     def _snapshot(self, worker: WorkerState, snapshot: worker_session_pb2.Snapshot, now_us: int) -> None:
         if worker.hung and worker.recovered(snapshot.load):
@@ -131,6 +146,7 @@ class Workers:
             self._disconnect(worker, f"command {report.applied_seq + 1} never came: come back with a snapshot", now_us)
             return
         self._reports.report(worker, report, now_us)
+        self._actions.applied(worker, report.applied_seq)
         if worker.hung:
             if worker.recovered(worker.load):
                 self._disconnect(worker, "it steps again: come back with a snapshot", now_us)
@@ -144,13 +160,20 @@ class Workers:
         self._cell.close(worker.session, reason)
         self.closed(worker, now_us)
 
-    def _gone(self, worker: WorkerState, reason: str, now_us: int, retire: bool) -> None:
+    def _gone(self, worker: WorkerState, reason: str, now_us: int) -> None:
         if worker.session is not None:
             self._disconnect(worker, reason, now_us)
         self._lose_all(worker, reason, now_us)
-        self._cell.fleet.remove(worker, retire)
+        self._cell.fleet.remove(worker, now_us)
 
     def _lose_all(self, worker: WorkerState, reason: str, now_us: int) -> None:
         for state in list(worker.attempts.values()):
             self._grants.cancel_attempt(state, reason)
             self._grants.lose(state, reason, now_us)
+
+
+def _other_fingerprint(model: str) -> str:
+    return (
+        f"other workers of model {model!r} have another fingerprint: weights, dtype, tokenizer and sampling must be "
+        "the same"
+    )

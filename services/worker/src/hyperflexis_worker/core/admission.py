@@ -25,6 +25,8 @@ def fault_of(start: token_feed_pb2.Start, capabilities: capability_pb2.EngineCap
     highest = max(*prompt, *packing.unpack(start.committed), 0)
     if highest >= capabilities.vocab_size:
         return f"token id {highest} is outside the vocabulary of {capabilities.vocab_size}"
+    if (biased := max(start.sampling.logit_bias, default=0)) >= capabilities.vocab_size:
+        return f"logit_bias of token id {biased} is outside the vocabulary of {capabilities.vocab_size}"
     return ""
 
 

@@ -105,17 +105,20 @@ class WorkerCore:
             self._effects.append(DropScheduler(f"epoch {message.epoch} is over, {self._fence.epoch} leads"))
             return self._take()
         kind = message.WhichOneof("message")
-        if kind == "ping":
-            self._one_way_us = message.ping.one_way_delay_us
-            pong = router_session_pb2.Pong(id=message.ping.id, highest_fence=self._fence)
-            self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(pong=pong)))
-        elif kind == "registered":
+        if kind == "registered":
             self._registered(message.registered, now_us)
         elif kind == "rejected":
             rejected = message.rejected
             self._effects.append(
                 Leave(rejected.message) if rejected.permanent else DropScheduler(f"rejected: {rejected.message}")
             )
+        elif not self._connected:
+            # It begins every session: it was lost, and the scheduler waits for a Snapshot as this worker does for it.
+            self._effects.append(DropScheduler(f"{kind} came where registered was due"))
+        elif kind == "ping":
+            self._one_way_us = message.ping.one_way_delay_us
+            pong = router_session_pb2.Pong(id=message.ping.id, highest_fence=self._fence)
+            self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(pong=pong)))
         elif message.seq and self._in_sequence(message.seq):
             self._command(message, kind or "", now_us)
         return self._take(now_us)
@@ -141,7 +144,7 @@ class WorkerCore:
     def _in_sequence(self, seq: int) -> bool:
         """A gap in the command numbers means that one was lost: only a Snapshot sets that right."""
         expected = self._reporter.applied_seq + 1
-        if not self._connected or seq != expected:
+        if seq != expected:
             self._effects.append(DropScheduler(f"command {seq} came where {expected} was due"))
             self._connected = False
             return False

@@ -44,6 +44,8 @@ class Rope:
         scaling = config.get(field) or {}
         if not isinstance(scaling, Mapping):
             raise UnsupportedModel(f"{field} must be an object, got {scaling!r}")
+        if nested := [name for name, value in scaling.items() if isinstance(value, Mapping)]:
+            raise UnsupportedModel(f"{field} by kind of layer ({', '.join(map(str, nested))}) is not supported")
         theta = number(scaling if "rope_theta" in scaling else config, "rope_theta", 10_000.0)
         if number(scaling, "partial_rotary_factor", number(config, "partial_rotary_factor", 1.0)) != 1.0:
             raise UnsupportedModel("partial_rotary_factor other than 1.0 is not supported")

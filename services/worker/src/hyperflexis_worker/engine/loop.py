@@ -90,6 +90,8 @@ class EngineLoop:
         self._steps = 0
         self._fit = StepTimeFit(engine.step_time)
         self._ended: list[frames.EndedSequence] = []
+        self._unchecked = False
+        """The pool has been used since its books were last checked."""
 
     def run(self) -> None:
         """Returns on Stop or when the shell is gone; anything else that is raised is a bug."""
@@ -114,8 +116,12 @@ class EngineLoop:
                     self._revoke(command)
                 case frames.Stop():
                     return False
-        if changed and not self._loop.busy:
+        if not changed and not self._loop.busy and self._unchecked:
+            # A whole poll without work: the check, milliseconds for a large pool, delays nobody.
             self._loop.check_integrity()
+            self._unchecked = False
+        if changed and not self._loop.busy:
+            self._unchecked = True
             self._tell(frames.Stepped(self._adds_applied, self._load(), ended=self._take_ended()))
         return True
 
@@ -136,6 +142,7 @@ class EngineLoop:
         self._tell(frames.Revoked(command.request_id, command.leader_epoch, command.seq, dropped))
 
     def _step(self) -> None:
+        self._unchecked = True
         began = self._clock.now_us()
         plan = self._loop.plan(began)
         if not plan.chunks and not plan.given_up:
