@@ -43,7 +43,7 @@ class SloRules:
     """Weight of one step in the mean of actual over predicted step time."""
     size_weight: bool = True
     """Victims by size and worth (Moore-Hodgson); else only the hopeless are given up."""
-    patience: float = 1.0
+    patience: float = 0.1
     """Share of its TTFT that a request left behind waits for a better turn before it is given up."""
     give_up: bool = True
     budget: bool = True
@@ -206,7 +206,7 @@ class SloPolicy:
             if chunk < min(rules.least_chunk, offer.tokens):
                 if decodes.count or choice.chunks:
                     return
-                chunk = min(offer.tokens, rules.least_chunk)  # nothing else would run: go on, however slowly
+                chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)  # nothing else would run: go on, however slowly
             room.take(request)
             choice.chunks.append(Chosen(request, chunk))
             budget_us -= model.chunk_us(tokens, chunk, offer.context)
