@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2 as wire
-from hyperflexis_client import FinishReason, InternalError, NotFound, ProtocolError, Refused, RetryPolicy, Unavailable
+from hyperflexis_client import (
+    FailedPrecondition,
+    FinishReason,
+    InternalError,
+    NotFound,
+    ProtocolError,
+    Refused,
+    RetryPolicy,
+    Unavailable,
+)
 from hyperflexis_client._conversation import MAX_TAIL_TOKENS, Conversation
 from hyperflexis_client._recovery import Recovery
 from hyperflexis_client._tokens import pack, unpack
@@ -209,3 +218,11 @@ def test_a_resume_carries_the_request_only_when_told_and_then_with_every_token()
     sampling = resume.original.sampling
     assert (resume.original.model, sampling.seed, sampling.max_tokens) == ("m", 7, 9_000)
     assert unpack(resume.tail.packed) == tuple(tokens)
+
+
+def test_what_no_router_knows_is_filled_by_the_request_itself() -> None:
+    patience, carried = recovery(targets=2), iter([True, False])
+    gap = FailedPrecondition("tokens are known up to index 7 only")
+    assert patience.delay_s(gap, 0.0, accepted=True, carry_request=lambda: next(carried)) == 0.0
+    with pytest.raises(FailedPrecondition):
+        patience.delay_s(gap, 0.0, accepted=True, carry_request=lambda: next(carried))

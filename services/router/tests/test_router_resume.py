@@ -314,3 +314,42 @@ async def test_a_grace_that_ends_while_redis_is_away_does_not_end_a_request_begu
     await eventually(lambda: two.app.board.find(accepted.request_id).closed)
     record = await two.app.store.read(accepted.request_id)
     assert record is not None and record.finished is not None and unpack(record.journal) == reference(120)
+
+
+async def test_back_to_the_router_where_it_ended_for_want_of_its_client(
+    make_router: MakeRouter, cell: Any, redis_server: Any
+) -> None:
+    """Redis is away all the time: the first router's grace ends, the second one goes on, and its client comes back."""
+    redis = RedisSettings(url=redis_server.url, timeout_ms=200)
+    one, two = await make_router(redis=redis), await make_router(redis=redis)
+    cell.worker.pace_s = 0.03
+    request = generate(max_tokens=120, detach_grace_ms=300)
+    call = one.stub.Generate(request)
+    events = await read_until(call, 5)
+    accepted, have = events[0].accepted, tokens_of(events)
+    await asyncio.sleep(0.3)
+    redis_server.pause()
+    call.cancel()
+    request.sampling.seed, request.sampling.max_tokens = accepted.seed, accepted.max_tokens
+    request.detach_grace_ms = 30_000
+
+    def resume() -> pb.ResumeRequest:
+        return pb.ResumeRequest(
+            request_id=accepted.request_id,
+            next_index=len(have),
+            tail=pb.TokenIds(packed=pack(have)),
+            detach_grace_ms=30_000,
+            original=request,
+        )
+
+    call = two.stub.Resume(resume())
+    have += tokens_of(await read_until(call, 10))
+    ended = one.app.board.find(accepted.request_id)
+    await eventually(lambda: ended.finished is not None)
+    while len(have) <= ended.available:
+        have += tokens_of(await read_until(call, 5))
+    call.cancel()
+    call = one.stub.Resume(resume())
+    more = await read_until(call, 5)
+    redis_server.resume()
+    assert have + tokens_of(await collect(call, more)) == reference(120)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hyperflexis_client._errors import HyperFlexisError, NotFound, Refused, Unavailable
+from hyperflexis_client._errors import FailedPrecondition, HyperFlexisError, NotFound, Refused, Unavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,11 @@ class Recovery:
             # A request that Redis does not hold is known to one router only: ask each of them once.
             self._unknown_to += 1
             if self._unknown_to >= self._targets and not carry_request():
+                raise error
+            delay = 0.0
+        elif isinstance(error, FailedPrecondition) and accepted:
+            # What the routers know ends before what came: only the request itself fills that gap.
+            if not carry_request():
                 raise error
             delay = 0.0
         elif (

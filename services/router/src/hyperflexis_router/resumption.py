@@ -58,6 +58,8 @@ class Resumption:
             record: Record | None = await self.read(request_id, tenant)
         else:
             record = await self._find(request_id, tenant)
+            if record is not None and record.finished is not None and next_index > count(record.journal):
+                record = None  # closed by an owner that did not know that it went on elsewhere
         with self._alone(request_id, here), self.in_flight.until_kept(tenant) as kept:
             if record is None:
                 assert original is not None
@@ -88,9 +90,12 @@ class Resumption:
 
     def _goes_on(self, live: LiveRequest, next_index: int, tail: bytes) -> bool:
         """Can the client go on with what is here? Tokens that it has beyond that, from another router, are taken. False
-        where it has others than this router: its own are the truth, as they are against a journal. Raises Rejected."""
+        where it has others than this router, or more than what ended here: its own are the truth, as they are against a
+        journal. Raises Rejected."""
         self._check_tail(tail, live.new.model)
         base = _base(next_index, tail)
+        if live.finished is not None and tail and next_index > live.available:
+            return False  # it ended here, for want of its client, and went on elsewhere
         _check_reach(live.available, base if tail else next_index)
         here = bytes(live.packed[base * TOKEN_BYTES : next_index * TOKEN_BYTES])
         if tail[: len(here)] != here and tail:
