@@ -7,7 +7,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_scheduler.core.actions import Outcome
-from hyperflexis_scheduler.core.dispatch import RoundRobin
+from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
 from hyperflexis_scheduler.core.rules import Rules
 
 
