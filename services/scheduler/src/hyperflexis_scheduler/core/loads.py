@@ -36,7 +36,8 @@ class WorkerLoads:
 
     def column(self, field: int) -> Floats:
         """[capacity]; written to by slot."""
-        return self._table[field]
+        column: Floats = self._table[field]
+        return column
 
     def set(self, slot: int, field: int, value: float) -> None:
         self._table[field, slot] = value
@@ -49,7 +50,8 @@ class WorkerLoads:
 
     def of(self, field: int, among: Slots) -> Floats:
         """[len(among)]"""
-        return self._table[field].take(among)
+        values: Floats = self._table[field].take(among)
+        return values
 
     def prefill_us(self, tokens: float, among: Slots) -> Floats:
         """[len(among)] Marginal time of a prefill of so many tokens on each."""
