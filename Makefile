@@ -15,7 +15,7 @@ ARGS ?=
 JOBS ?= 2
 
 SERVICES := router scheduler worker scaler
-PACKAGES := proto libs/common $(SERVICES:%=services/%) clients/python cli
+PACKAGES := proto libs/common $(SERVICES:%=services/%) clients/python sim cli
 MODEL := models/tiny
 
 MANIFESTS := Makefile $(PACKAGES:%=%/pyproject.toml) $(wildcard constraints/*.txt)
@@ -93,7 +93,7 @@ lint: $(FULL) ## ruff, import contracts, file lengths and names
 
 .PHONY: type
 type: $(FULL) ## mypy --strict over every package, the shared tests and the benches
-	$(BIN)/mypy libs services clients cli tests bench
+	$(BIN)/mypy libs services clients sim cli tests bench
 
 ##@ Change the protocol
 
