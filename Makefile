@@ -49,7 +49,7 @@ demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedd
 ##@ Check it
 
 # Several test processes on few cores: threads that spin for each other cost minutes.
-test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine: export OMP_NUM_THREADS := 1
+test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine bench-slo: export OMP_NUM_THREADS := 1
 
 .PHONY: test
 test: $(FULL) $(MODEL)/config.json ## Unit, property, contract and integration tests (ARGS=pytest arguments)
@@ -83,6 +83,10 @@ bench-control: $(FULL) ## Latency and throughput of router and scheduler on mode
 .PHONY: bench-engine
 bench-engine: $(FULL) $(MODEL)/config.json ## The torch engine against transformers' own generate, same model, same run
 	$(BIN)/python bench/engine.py --model $(MODEL) $(ARGS)
+
+.PHONY: bench-slo
+bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes)
+	$(BIN)/python bench/slo.py $(ARGS)
 
 .PHONY: lint
 lint: $(FULL) ## ruff, import contracts, file lengths and names

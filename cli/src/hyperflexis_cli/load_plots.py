@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import matplotlib
@@ -11,23 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hyperflexis_cli.plots import STYLE, TIER_COLOURS, WIDTH, svg_element
+from hyperflexis_sim.interval import half_width_95
 
 OURS = "hyperflexis"
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 """One after the other, as colours come round again."""
-STUDENT_95 = (0.0, 12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-"""Two-sided, by degrees of freedom; 2.0 beyond."""
-
 Rows = Sequence[Mapping[str, Any]]
-
-
-def half_width_95(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean; 0 for one value, of which nothing can be said."""
-    freedom = len(values) - 1
-    if freedom < 1:
-        return 0.0
-    student = STUDENT_95[freedom] if freedom < len(STUDENT_95) else 2.0
-    return float(student * stdev(values) / len(values) ** 0.5)
 
 
 def policies_over_load(rows: Rows) -> str:
