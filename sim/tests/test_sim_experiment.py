@@ -93,7 +93,7 @@ REQUESTS = st.lists(
 )
 
 
-def served(drawn, policy_name: str, kv_tokens: int, noise: float, leap: bool) -> list[SimRequest]:
+def served(drawn, policy_name: str, kv_tokens: int, noise: float, workers: int, leap: bool) -> list[SimRequest]:
     requests, at_us = [], 0.0
     for number, (gap_us, prompt, output, tier) in enumerate(drawn):
         at_us += gap_us
@@ -102,7 +102,7 @@ def served(drawn, policy_name: str, kv_tokens: int, noise: float, leap: bool) ->
         requests.append(SimRequest(number, at_us, tier, "", prompt, output, *slos, 1.0, 1_000))
     policy = policy_of(policy_name)
     cluster = Cluster(
-        [WorkerKind(SEEDS[PROFILE], kv_tokens)],
+        [WorkerKind(SEEDS[PROFILE], kv_tokens)] * workers,
         policy.dispatch(0),
         policy.step,
         step_noise=noise,
@@ -113,16 +113,19 @@ def served(drawn, policy_name: str, kv_tokens: int, noise: float, leap: bool) ->
     return requests
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     drawn=REQUESTS,
-    policy=st.sampled_from(["hyperflexis", "round_robin+fcfs2048", "jsq+qoserve", "jsq+scorpio"]),
+    policy=st.sampled_from(
+        ["hyperflexis", "round_robin+fcfs2048", "jsq+qoserve", "jsq+scorpio", "llmd_headroom+fcfs512"]
+    ),
     kv_tokens=st.sampled_from([4_000, 9_000, 200_000]),
     noise=st.sampled_from([0.0, 0.05, 0.3]),
+    workers=st.integers(1, 3),
 )
-def test_leaps_change_nothing(drawn, policy, kv_tokens, noise):
-    stepped = served(drawn, policy, kv_tokens, noise, leap=False)
-    leapt = served(drawn, policy, kv_tokens, noise, leap=True)
+def test_leaps_change_nothing(drawn, policy, kv_tokens, noise, workers):
+    stepped = served(drawn, policy, kv_tokens, noise, workers, leap=False)
+    leapt = served(drawn, policy, kv_tokens, noise, workers, leap=True)
     for one, other in zip(stepped, leapt, strict=True):
         assert (one.state, one.made, one.late_tokens) == (other.state, other.made, other.late_tokens)
         assert one.first_us == pytest.approx(other.first_us, abs=NANOSECONDS)
