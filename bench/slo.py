@@ -99,7 +99,8 @@ def print_verdicts(found: Sequence[Mapping[str, Any]]) -> None:
             print(f"{'':8}  {counts}; worst: {verdict['worst']}")
 
 
-def main() -> None:
+def parsed() -> tuple[argparse.Namespace, list[Job]]:
+    """The arguments, and what they select; ends with status 2 where they cannot be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", dest="selection", const="quick", help="about three minutes")
@@ -112,18 +113,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/bench/slo.json"))
     parser.set_defaults(selection="default")
     arguments = parser.parse_args()
+    if not arguments.traces.is_dir():
+        parser.error(f"--traces: {arguments.traces} is no directory")
+    if arguments.processes < 1 or (arguments.seeds is not None and arguments.seeds < 1):
+        parser.error("--processes and --seeds must be at least 1")
     try:
         jobs = narrowed(SELECTIONS[arguments.selection](), arguments.only, arguments.policies, arguments.seeds)
     except ValueError as error:
         parser.error(str(error))
-    if not arguments.traces.is_dir():
-        parser.error(f"--traces: {arguments.traces} is no directory")
+    return arguments, jobs
+
+
+def main() -> None:
+    arguments, jobs = parsed()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     results = Results(arguments.out, {"selection": arguments.selection})
     print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
-    began = time.monotonic()
+    began, finished = time.monotonic(), False
     pool = ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"))
-    finished = False
     try:
         find_capacities(pool, jobs, arguments.traces, results)
         run_jobs(pool, jobs, arguments.traces, results)
@@ -138,9 +145,9 @@ def main() -> None:
     found = verdicts(results.rows)
     results.write(wall_s=round(time.monotonic() - began, 1), finished=finished, targets=found)
     page = arguments.out.with_suffix(".html")
-    page.write_text(
-        render_load_report(results.rows, _about(results, arguments.selection), "Promises kept, by load", _notes(found))
-    )
+    about = _about(results, arguments.selection)
+    html = render_load_report(results.rows, about, "Promises kept, by load", _notes(found))
+    page.write_text(html, encoding="utf-8")
     print_verdicts(found)
     print(f"\n{time.monotonic() - began:.0f} s; written: {arguments.out}, {page}")
 

@@ -32,7 +32,7 @@ class Job:
     def cost(self) -> float:
         """Seconds it may take, for the estimate of what is left."""
         base = 8.0 if self.environment.trace in LONG else 5.0
-        base *= 1.0 if self.policy == OURS else 0.3
+        base *= 0.3 if "fcfs" in self.policy else 1.0
         if self.environment.trace not in TRACES:
             base *= self.load * self.environment.workers / 4 * (0.3 if self.environment.gpu == "a100" else 1.0)
         return base * max(1.0, float(self.load**0.5)) * (self.environment.slice_s or 120.0) / 120.0

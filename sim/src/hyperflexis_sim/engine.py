@@ -136,7 +136,7 @@ class SimEngine:
         self._start(now_us)
 
     def next_end_us(self, from_us: float) -> float | None:
-        """The first end of a step at or after `from_us`, the end of the whole run left out; None where there is none."""
+        """The first step end at or after `from_us`, that of the whole run left out; None where there is none."""
         run = self._run
         if run is None or len(run.ends_us) == 1:
             return None
