@@ -47,13 +47,13 @@ def default_jobs() -> list[Job]:
             jobs += _jobs(environment, LOADS, (OURS, *NAMED), SEEDS)
             jobs += _jobs(environment, LOADS, _others(NAMED), 1)
         elif (trace, gpu, workers) == ("mix_gamma3", "h200", 4):
-            jobs += _jobs(environment, (*FEW_LOADS, 3.0), (OURS, *NAMED), 3)
+            jobs += _jobs(environment, FEW_LOADS, (OURS, *NAMED), 3)
         elif (trace, gpu, workers) == ("mix_poisson", "h200", 16):
             jobs += _jobs(environment, (1.0, 2.0), (OURS, *NAMED), 1)
         elif trace in TRACES and (gpu, workers) == ("h200", 4):
             loads = FEW_LOADS if trace in LONG else LOADS
             jobs += _jobs(environment, loads, (OURS, *RIVALS), SEEDS)
-            jobs += _jobs(environment, loads, _others(RIVALS), 1)
+            jobs += _jobs(environment, FEW_LOADS, _others(RIVALS), 1)
     return jobs
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,8 @@ from hyperflexis_cli.trace import read_trace
 
 if TYPE_CHECKING:
     from hyperflexis_sim.experiment import Experiment
+    from hyperflexis_sim.tiers import Promise
+    from hyperflexis_sim.workload import Workload
 
 
 def _list_policies(wanted: str) -> str:
@@ -63,29 +65,27 @@ def simulate(
     from hyperflexis_sim.experiment import Experiment
     from hyperflexis_sim.policies import policy_of
     from hyperflexis_sim.profiles import worker_kind
-    from hyperflexis_sim.tiers import FOUR_TASKS, read_tiers
-    from hyperflexis_sim.workload import from_trace
 
     try:
         policies, loads = _names(policy), _loads(load)
         for name in policies:
             policy_of(name)
         worker_kind(profile)
-        promises = read_tiers(tiers) if tiers else FOUR_TASKS
-        given = from_trace(read_trace(trace), promises, seed, jitter=jitter)
+        given, promises = _given(trace, tiers, seed, jitter)
         if duration is not None and duration <= 0:
             raise ValueError("--duration must be above 0")
-        if len(given.arrival_s) < 2 or given.arrival_s[-1] <= given.arrival_s[0]:
-            raise ValueError(f"{trace}: a load needs requests that arrive at different times")
     except ValueError as error:
         fail(str(error), USAGE)
-    experiments = []
-    for factor in loads:
-        workload = given.at_rate(given.rate * factor)
-        workload = workload.within(duration) if duration is not None else workload
-        for name in policies:
-            experiments.append(Experiment(trace.stem, workload, promises, profile, workers, name, factor, seed))
-    rows = _run(experiments)
+    served = {factor: given.at_rate(given.rate * factor) for factor in loads}
+    if duration is not None:
+        served = {factor: workload.within(duration) for factor, workload in served.items()}
+    rows = _run(
+        [
+            Experiment(trace.stem, workload, promises, profile, workers, name, factor, seed)
+            for factor, workload in served.items()
+            for name in policies
+        ]
+    )
     out.print(outcome_table(rows))
     about = {
         "Trace": f"{trace}, {len(given.arrival_s):,} requests, {given.rate:.3g}/s at load 1",
@@ -93,6 +93,18 @@ def simulate(
         "Seed": str(seed),
     }
     _write(rows, about, json_path, plot, f"Simulation of {trace.name}")
+
+
+def _given(trace: Path, tiers: Path | None, seed: int, jitter: bool) -> tuple[Workload, Mapping[str, Promise]]:
+    """The trace at its own rate, and what is promised. Raises ValueError."""
+    from hyperflexis_sim.tiers import FOUR_TASKS, read_tiers
+    from hyperflexis_sim.workload import from_trace
+
+    promises = read_tiers(tiers) if tiers else FOUR_TASKS
+    workload = from_trace(read_trace(trace), promises, seed, jitter=jitter)
+    if not 0 < workload.rate < float("inf"):
+        raise ValueError(f"{trace}: a load needs requests that arrive at different times")
+    return workload, promises
 
 
 def _names(policy: str) -> list[str]:
