@@ -45,9 +45,10 @@ def default_jobs() -> list[Job]:
         trace, gpu, workers = environment.trace, environment.gpu, environment.workers
         if (trace, workers) == ("mix_poisson", 4):
             jobs += _jobs(environment, LOADS, (OURS, *NAMED), SEEDS)
-            jobs += _jobs(environment, LOADS, _others(NAMED), 1)
+            jobs += _jobs(environment, FEW_LOADS, _others(NAMED), 1)
         elif (trace, gpu, workers) == ("mix_gamma3", "h200", 4):
-            jobs += _jobs(environment, FEW_LOADS, (OURS, *NAMED), 3)
+            jobs += _jobs(environment, FEW_LOADS, (OURS, *RIVALS), 3)
+            jobs += _jobs(environment, FEW_LOADS, [name for name in NAMED if name not in RIVALS], 1)
         elif (trace, gpu, workers) == ("mix_poisson", "h200", 16):
             jobs += _jobs(environment, (1.0, 2.0), (OURS, *NAMED), 1)
         elif trace in TRACES and (gpu, workers) == ("h200", 4):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -63,13 +63,10 @@ def simulate(
     A seed gives one result. How latencies, reports and the KV pool are modelled: sim/README.md.
     """
     from hyperflexis_sim.experiment import Experiment
-    from hyperflexis_sim.policies import policy_of
     from hyperflexis_sim.profiles import worker_kind
 
     try:
         policies, loads = _names(policy), _loads(load)
-        for name in policies:
-            policy_of(name)
         worker_kind(profile)
         given, promises = _given(trace, tiers, seed, jitter)
         if duration is not None and duration <= 0:
@@ -80,11 +77,9 @@ def simulate(
     if duration is not None:
         served = {factor: workload.within(duration) for factor, workload in served.items()}
     rows = _run(
-        [
-            Experiment(trace.stem, workload, promises, profile, workers, name, factor, seed)
-            for factor, workload in served.items()
-            for name in policies
-        ]
+        Experiment(trace.stem, workload, promises, profile, workers, name, factor, seed)
+        for factor, workload in served.items()
+        for name in policies
     )
     out.print(outcome_table(rows))
     about = {
@@ -108,9 +103,14 @@ def _given(trace: Path, tiers: Path | None, seed: int, jitter: bool) -> tuple[Wo
 
 
 def _names(policy: str) -> list[str]:
+    """Raises ValueError."""
+    from hyperflexis_sim.policies import policy_of
+
     names = list(dict.fromkeys(name.strip() for name in policy.split(",") if name.strip()))
     if not names:
         raise ValueError("--policy names none; `--policy list` shows them")
+    for name in names:
+        policy_of(name)
     return names
 
 
@@ -128,7 +128,7 @@ def _loads(load: str) -> list[float]:
     return loads
 
 
-def _run(experiments: Sequence[Experiment]) -> list[dict[str, Any]]:
+def _run(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
     """What is done when Ctrl-C comes is lost: one result, or none."""
     rows = []
     try:
