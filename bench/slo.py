@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -130,7 +131,7 @@ def main() -> None:
     results = Results(arguments.out, {"selection": arguments.selection})
     print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
     began, finished = time.monotonic(), False
-    pool = ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"))
+    pool = ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"), _leave_ctrl_c)
     try:
         find_capacities(pool, jobs, arguments.traces, results)
         run_jobs(pool, jobs, arguments.traces, results)
@@ -150,6 +151,11 @@ def main() -> None:
     page.write_text(html, encoding="utf-8")
     print_verdicts(found)
     print(f"\n{time.monotonic() - began:.0f} s; written: {arguments.out}, {page}")
+
+
+def _leave_ctrl_c() -> None:
+    """To the process that writes: those of the pool end with their simulation."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _about(results: Results, selection: str) -> dict[str, str]:
