@@ -281,3 +281,36 @@ async def test_an_idempotent_retry_takes_the_request_from_a_dead_router(make_rou
     again = await collect(two.stub.Generate(request))
     assert again[0].accepted.request_id == accepted.request_id and tokens_of(again) == reference(60)
     assert cell.scheduler.submits[-1].resume and cell.scheduler.cancelled == []
+
+
+async def test_a_grace_that_ends_while_redis_is_away_does_not_end_a_request_begun_again(
+    make_router: MakeRouter, cell: Any, redis_server: Any
+) -> None:
+    """The first router lives, and closes the record of its broken stream as cancelled: it cannot hear of the second."""
+    redis = RedisSettings(url=redis_server.url, timeout_ms=200)
+    one, two = await make_router(redis=redis), await make_router(redis=redis)
+    cell.worker.pace_s = 0.03
+    request = generate(max_tokens=120, detach_grace_ms=300)
+    call = one.stub.Generate(request)
+    events = await read_until(call, 5)
+    accepted, have = events[0].accepted, tokens_of(events)
+    await asyncio.sleep(0.3)
+    redis_server.pause()
+    call.cancel()
+    request.sampling.seed, request.sampling.max_tokens = accepted.seed, accepted.max_tokens
+    request.detach_grace_ms = 30_000
+    resume = pb.ResumeRequest(
+        request_id=accepted.request_id,
+        next_index=len(have),
+        tail=pb.TokenIds(packed=pack(have)),
+        detach_grace_ms=30_000,
+        original=request,
+    )
+    call = two.stub.Resume(resume)
+    more = await read_until(call, 10)
+    await eventually(lambda: one.app.board.find(accepted.request_id).finished is not None)
+    redis_server.resume()
+    assert have + tokens_of(await collect(call, more)) == reference(120)
+    await eventually(lambda: two.app.board.find(accepted.request_id).closed)
+    record = await two.app.store.read(accepted.request_id)
+    assert record is not None and record.finished is not None and unpack(record.journal) == reference(120)

@@ -179,6 +179,11 @@ class Recorder:
         record = await self._store.read(live.request_id)
         if record is None:
             return
+        if record.finished is not None:
+            # The grace of a stream that had broken there is over, and its router could not hear that it went on here.
+            await self._store.run([self._store.discard(live.request_id, record.owner_gen)])
+            live.journaled = 0
+            return
         try:
             adopted = await self._store.adopt(
                 live.request_id, record.owner_gen, live.new.owner_gen, 0, bytes(live.packed)

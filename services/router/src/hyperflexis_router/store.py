@@ -16,7 +16,7 @@ from hyperflexis_common.redis_access import RedisAccess, RedisAway
 from hyperflexis_router.core.submission import NewRequest
 from hyperflexis_router.faults import Faults
 
-SCRIPTS = ("create", "append", "amend", "finish", "touch", "adopt")
+SCRIPTS = ("create", "discard", "append", "amend", "finish", "touch", "adopt")
 WRITTEN, OTHER_OWNER, MISSING = 1, 0, -1
 """What a fenced write answers."""
 
@@ -133,6 +133,10 @@ class RequestStore:
     def downgrade(self, request_id: str, owner_gen: int, slo: slo_pb2.Slo) -> Command:
         """Under which promise it runs now; what was promised at first stays beside it."""
         return Command("amend", self._keys(request_id), [owner_gen, "served_slo", slo.SerializeToString()])
+
+    def discard(self, request_id: str, owner_gen: int) -> Command:
+        """Drops a record that this owner has closed."""
+        return Command("discard", self._keys(request_id), [owner_gen])
 
     def touch(self, new: NewRequest, origin: Origin, state: str) -> Command:
         keys = self._keys(new.request_id)

@@ -218,6 +218,8 @@ def _add_frame(add: AddSequence) -> frames.Add:
         tpot_us=sequence.tpot_us,
         weight=sequence.weight,
         tier=sequence.tier,
+        max_gap_us=sequence.max_gap_us,
+        tenant=sequence.tenant,
     )
 
 

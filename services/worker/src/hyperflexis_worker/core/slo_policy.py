@@ -43,7 +43,7 @@ class SloRules:
     """Weight of one step in the mean of actual over predicted step time."""
     size_weight: bool = True
     """Victims by size and worth (Moore-Hodgson); else only the hopeless are given up."""
-    patience: float = 1.0
+    patience: float = 0.1
     """Share of its TTFT that a request left behind waits for a better turn before it is given up."""
     give_up: bool = True
     budget: bool = True
@@ -95,6 +95,10 @@ class SloPolicy:
             self._share += memory * (min(prefill_us / took_us, 1.0) - self._share)
         for request, tokens in choice.chunks:
             self._worth.served(request, self.model.prefill_us(tokens, request.computed))
+            if tokens == request.to_compute and not request.made:
+                self._worth.settled(request.tier, kept=True)
+        for given_up in choice.given_up:
+            self._worth.settled(given_up.request.tier, kept=False)
 
     def learn_output(self, tier: str, tokens: int) -> None:
         self._lengths.learn(tier, tokens)
@@ -135,7 +139,10 @@ class SloPolicy:
                 due_us = np.where(gone, np.inf, due_us)
                 begun = begun | gone
         if rules.size_weight:
-            size = work_us / self._worth.of(queue)
+            worth = self._worth.of(queue)
+            reserved = worth == np.inf
+            key[reserved] = due_us[reserved]  # cheaper ones do not overtake what the reserve is for
+            size = work_us / worth
             size[begun] = -np.inf
             time_us = alone_us / self.prefill_share
             behind = left_behind(due_us, time_us, size, now_us + self._start_us())
@@ -206,7 +213,7 @@ class SloPolicy:
             if chunk < min(rules.least_chunk, offer.tokens):
                 if decodes.count or choice.chunks:
                     return
-                chunk = min(offer.tokens, rules.least_chunk)  # nothing else would run: go on, however slowly
+                chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)  # nothing else would run: go on, however slowly
             room.take(request)
             choice.chunks.append(Chosen(request, chunk))
             budget_us -= model.chunk_us(tokens, chunk, offer.context)
