@@ -82,6 +82,8 @@ class StepChoice:
     given_up: list[GivenUp] = field(default_factory=list)
     decode: npt.NDArray[np.bool_] | None = None
     """[n] Who decodes; None = everybody."""
+    repeats: bool = True
+    """With nobody waiting, the next step is chosen alike until somebody comes or goes: a simulator may skip asking."""
     budget_us: float = 0.0
     """The longest this step was allowed to take; 0 = no such limit."""
 
