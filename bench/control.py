@@ -28,7 +28,7 @@ from windows import Window, load_average, mean_shares, median, percentile
 
 from hyperflexis_cli.child import Child
 from hyperflexis_common.server import run
-from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.dispatch_policy import POLICIES
 
 TTFT_P99_TARGET_MS = 8.0
 WORKERS, QUEUED = 1_000, 10_000
@@ -255,7 +255,7 @@ def machine() -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    router, edf, fleet = found["router"], found["scheduler"]["edf_by_tier"], found["workers"]
+    router, ours, fleet = found["router"], found["scheduler"]["hyperflexis"], found["workers"]
     added, stream = router["added_ttft_ms"], router["streams"][0]
     rows = [
         (f"added to TTFT at {added['at_rate_rps']}/s, p50", f"{added['p50']:.2f} ms", "2 ms"),
@@ -263,7 +263,7 @@ def table(found: dict[str, Any]) -> str:
         ("highest rate within 8 ms p99", f"{router['rate_rps']}/s", "500/s"),
         ("streamed a router core, 1 token a delta", f"{stream['tokens_per_s_core']:.0f} tokens/s", "20,000 tokens/s"),
         ("  a bare server, same messages", f"{stream['bare_tokens_per_s_core']:.0f} tokens/s", ""),
-        (f"decision p99 ({WORKERS} workers, {QUEUED} queued)", f"{edf['decision_us']['p99'] / 1e3:.2f} ms", "1 ms"),
+        (f"decision p99 ({WORKERS} workers, {QUEUED} queued)", f"{ours['decision_us']['p99'] / 1e3:.2f} ms", "1 ms"),
         ("workers live", str(fleet["count"]), "200"),
     ]
     head = f"{'':<46}{'measured':>18}{'target':>18}"

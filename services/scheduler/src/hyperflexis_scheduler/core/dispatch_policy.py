@@ -6,12 +6,12 @@ objects run in the scheduler and in the simulator.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hyperflexis_scheduler.core.loads import QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Slots, WorkerLoads
+from hyperflexis_scheduler.core.loads import C0, QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Slots, WorkerLoads
 
 
 class Ask(NamedTuple):
@@ -40,6 +40,22 @@ class DispatchPolicy(Protocol):
         ...
 
 
+class SchedulerPolicy(DispatchPolicy, Protocol):
+    """One that says, too, in which order requests wait that have no place to go."""
+
+    def hold_key(self, deadline_us: int) -> int:
+        """Smallest first; equal ones go in order of arrival."""
+        ...
+
+
+def in_time(ask: Ask, loads: WorkerLoads, among: Slots) -> Slots:
+    """Those of the slots where the first token would not come too late: what is queued there, the request's own
+    prefill, and the step that makes the token."""
+    prefill_us = loads.of(QUEUED_US, among) + loads.prefill_us(ask.prefill_tokens, among)
+    needed_us = prefill_us / loads.of(SHARE, among) + loads.of(C0, among)
+    return among[ask.age_us + needed_us <= ask.ttft_us]
+
+
 class RoundRobin:
     """Each worker in turn."""
 
@@ -50,6 +66,9 @@ class RoundRobin:
         slot = int(among[self._turn % len(among)])
         self._turn += 1
         return Choice(slot, "round_robin", {"candidates": len(among)})
+
+    def hold_key(self, deadline_us: int) -> int:
+        return 0
 
 
 class Least:
@@ -67,6 +86,9 @@ class Least:
         slot = int(among[ties[self._turn % len(ties)]])
         self._turn += 1
         return Choice(slot, self._reason, {"candidates": len(among), self._reason.removeprefix("least_"): least})
+
+    def hold_key(self, deadline_us: int) -> int:
+        return 0
 
 
 def least_requests() -> Least:
@@ -100,3 +122,15 @@ class EarliestFirstToken:
             "predicted_ttft_us": ask.age_us + float((queued_us[at] + own_us[at]) / share[at]),
         }
         return Choice(int(among[at]), "earliest_first_token", numbers)
+
+    def hold_key(self, deadline_us: int) -> int:
+        return deadline_us
+
+
+POLICIES: dict[str, Callable[[], SchedulerPolicy]] = {
+    "hyperflexis": EarliestFirstToken,
+    "round_robin": RoundRobin,
+    "least_requests": least_requests,
+    "jsq": least_queued_tokens,
+}
+"""Those of the live scheduler, by the name in its settings."""

@@ -49,8 +49,8 @@ class WorkerLoads:
 
     def of(self, field: int, among: Slots) -> Floats:
         """[len(among)]"""
-        return self._table[field, among]
+        return self._table[field].take(among)
 
     def prefill_us(self, tokens: float, among: Slots) -> Floats:
         """[len(among)] Marginal time of a prefill of so many tokens on each."""
-        return tokens * (self._table[C2, among] + self._table[C3, among] * (tokens / 2))
+        return tokens * (self.of(C2, among) + self.of(C3, among) * (tokens / 2))
