@@ -36,7 +36,8 @@ class WorkerLoads:
 
     def column(self, field: int) -> Floats:
         """[capacity]; written to by slot."""
-        return self._table[field]
+        found: Floats = self._table[field]
+        return found
 
     def set(self, slot: int, field: int, value: float) -> None:
         self._table[field, slot] = value
@@ -53,4 +54,5 @@ class WorkerLoads:
 
     def prefill_us(self, tokens: float, among: Slots) -> Floats:
         """[len(among)] Marginal time of a prefill of so many tokens on each."""
-        return tokens * (self.of(C2, among) + self.of(C3, among) * (tokens / 2))
+        found: Floats = tokens * (self.of(C2, among) + self.of(C3, among) * (tokens / 2))
+        return found
