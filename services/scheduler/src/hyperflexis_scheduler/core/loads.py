@@ -50,7 +50,8 @@ class WorkerLoads:
 
     def of(self, field: int, among: Slots) -> Floats:
         """[len(among)]"""
-        return self._table[field].take(among)
+        found: Floats = self._table[field].take(among)
+        return found
 
     def prefill_us(self, tokens: float, among: Slots) -> Floats:
         """[len(among)] Marginal time of a prefill of so many tokens on each."""
