@@ -33,7 +33,9 @@ def policy(kind: str, budget: int, limit: int, lengths: OutputLengths) -> StepPo
     return ChunkedPolicy(MODEL, budget, limit, kind)
 
 
-def sequence(name: str, prompt: list[int], max_tokens: int, now_us: int, ttft_us: int, tpot_us: int = 50_000) -> Sequence:
+def sequence(
+    name: str, prompt: list[int], max_tokens: int, now_us: int, ttft_us: int, tpot_us: int = 50_000
+) -> Sequence:
     return Sequence(
         request_id=name,
         attempt=Attempt(1, 1),

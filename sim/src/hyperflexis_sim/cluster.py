@@ -175,17 +175,33 @@ class Cluster:
         engine = self.engines[slot]
         if engine.end_us is not None:
             self._at(engine.end_us, self._ended, slot, engine.version)
+            self._await_report(slot)
+
+    def _await_report(self, slot: int) -> None:
+        """A leap is no reason to be silent: it reports where its steps, one by one, would have."""
+        engine = self.engines[slot]
+        next_us = engine.next_end_us(self._reported_us[slot] + self.delays.report_every_us)
+        if next_us is not None:
+            self._at(next_us, self._ended_within, slot, engine.version)
+
+    def _ended_within(self, slot: int, version: int) -> None:
+        if self.engines[slot].version == version:
+            self._tell(slot)
+            self._await_report(slot)
 
     def _ended(self, slot: int, version: int) -> None:
         engine = self.engines[slot]
         if engine.version != version:
             return
         engine.ended(self.now_us)
-        self._await(slot)
         idle = engine.end_us is None
         if idle or self.now_us - self._reported_us[slot] >= self.delays.report_every_us:
-            self._reported_us[slot] = self.now_us
-            self._at(self.now_us + self.delays.report_us, self._report, slot, engine.report())
+            self._tell(slot)
+        self._await(slot)
+
+    def _tell(self, slot: int) -> None:
+        self._reported_us[slot] = self.now_us
+        self._at(self.now_us + self.delays.report_us, self._report, slot, self.engines[slot].report(self.now_us))
 
     def _report(self, slot: int, report: EngineReport) -> None:
         """As the scheduler's ledger: what the report does not know of yet stays charged."""

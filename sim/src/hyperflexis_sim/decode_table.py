@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_worker.core.step_policy import Decodes, Floats
+from hyperflexis_worker.core.step_policy import Decodes
+
+Floats = npt.NDArray[np.float64]
 
 DUE, PAUSE_END, TPOT, GAP, CREDIT, CONTEXT, LEFT, MADE, LAST, WORST, TOKEN_DUE, PROMISED, LATE, EXPECTED = range(14)
 """TOKEN_DUE: when the next token is due by arrival + TTFT + k TPOT as promised at first; LATE: tokens that missed it;

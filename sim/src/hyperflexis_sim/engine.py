@@ -135,7 +135,19 @@ class SimEngine:
             self._prefilled(chosen, tokens, now_us)
         self._start(now_us)
 
-    def report(self) -> EngineReport:
+    def next_end_us(self, from_us: float) -> float | None:
+        """The first step end at or after `from_us`, that of the whole run left out; None where there is none."""
+        run = self._run
+        if run is None or len(run.ends_us) == 1:
+            return None
+        at = int(np.searchsorted(run.ends_us, from_us, "left"))
+        return float(run.ends_us[at]) if at < len(run.ends_us) - 1 else None
+
+    def report(self, now_us: float) -> EngineReport:
+        """As of the last step that ended, be it in the middle of a leap."""
+        grown = 0
+        if self._run is not None and len(self._run.ends_us) > 1:
+            grown = int(np.searchsorted(self._run.ends_us, now_us, "right")) * self.table.count
         policy, model, queue = self.policy, self.policy.model, self.waiting
         tokens = queue.to_compute
         begun = int(np.count_nonzero(queue.computed))
@@ -146,8 +158,8 @@ class SimEngine:
             queued_tokens=int(tokens.sum()),
             queued_us=float((tokens * (model.c2_us + model.c3_us * (tokens / 2 + queue.computed))).sum()),
             prefill_share=getattr(policy, "prefill_share", 1.0),
-            context_tokens=self.table.context_tokens,
-            kv_used=self.kv_used,
+            context_tokens=self.table.context_tokens + grown,
+            kv_used=self.kv_used + grown,
         )
 
     def _prefilled(self, request: SimRequest, tokens: int, now_us: float) -> None:
@@ -199,7 +211,7 @@ class SimEngine:
             return
         decoding = self.table.count if choice.decode is None else int(choice.decode.sum())
         steps = 1
-        if self._leap and not choice.chunks and not len(self.waiting) and choice.decode is None:
+        if self._leap and choice.repeats and not choice.chunks and not len(self.waiting) and choice.decode is None:
             room = int((self.kv_tokens - self.kv_used) // decoding)
             steps = max(1, min(self.table.least_left(), LONGEST_LEAP, room))
         predicted_us = self._times(self.policy.model, choice, decoding, steps)

@@ -51,6 +51,12 @@ class Workload:
         arrival_s = (self.arrival_s - self.arrival_s[0]) * factor
         return Workload(arrival_s, self.prompt_tokens, self.output_tokens, self.tier, self.tenant)
 
+    def within(self, seconds: float) -> Workload:
+        """What arrives in the first `seconds` of it."""
+        end = int(np.searchsorted(self.arrival_s, seconds, "left"))
+        columns = (self.arrival_s[:end], self.prompt_tokens[:end], self.output_tokens[:end])
+        return Workload(*columns, self.tier[:end], self.tenant[:end])
+
     def requests(self, promises: Mapping[str, Promise]) -> list[SimRequest]:
         """Made anew at each call: a simulation writes to them."""
         made = []
@@ -88,7 +94,7 @@ def draw_mix(
     seed: int,
     cv: float = 1.0,
 ) -> Workload:
-    """Tasks by their shares, each request's lengths drawn from its task's, arrivals Gamma with this CV (1 = Poisson)."""
+    """Tasks by their shares, lengths drawn from each one's table, arrivals Gamma with this CV (1 = Poisson)."""
     random = np.random.default_rng((seed, 1))
     count = max(2, int(rate * seconds))
     gaps_s = random.gamma(1 / cv**2, cv**2 / rate, count)

@@ -48,6 +48,8 @@ class LiveRequest:
         self.submitted = False
         self.attempts = 0
         self.client: Attached | None = None
+        self.delivered = False
+        """A client has read it to its end."""
         self.detached_until_us: int | None = None
         self.finished: inference_service_pb2.Finished | None = None
         self.finished_at_us = 0

@@ -177,10 +177,10 @@ class Recorder:
         """Its client brought the request here while Redis was away, and Redis is back with another owner's record: that
         of an older one, or of a newer one, to which the client went on from here."""
         self.dirty(live)
-        if live.client is None and live.finished is None:
-            return
-        if live.client is None and live.finished.reason == sampling_pb2.FINISH_REASON_CANCELLED:
-            self._board.release(live)
+        if live.client is None and not live.delivered:
+            # Nobody has read its end here: the client may be elsewhere, and may come back until the grace is over.
+            if live.finished is not None:
+                self._board.release(live)
             return
         record = await self._store.read(live.request_id)
         if record is None:

@@ -118,6 +118,7 @@ class Switchboard:
         if live.client is not attached:
             return
         live.client = None
+        live.delivered = attached.stream.done
         if live.finished is not None or live.released:
             return
         if live.new.detach_grace_us > 0 and not expired:

@@ -47,7 +47,7 @@ class WorkerSettings(ServiceSettings):
     """Requests in one step at most."""
     policy: Literal["hyperflexis", "fcfs", "edf", "scorpio"] = "hyperflexis"
     """What a step does. hyperflexis: chunks by the decodes' slack, requests that cannot be on time are given up
-    (docs/scheduling.md); fcfs, edf: max_num_tokens a step, by arrival or by first-token deadline; scorpio: that paper's."""
+    (docs/scheduling.md); fcfs, edf: max_num_tokens a step, by arrival or by deadline; scorpio: that paper's."""
     profile: str = "cpu/tiny/tp1"
     """Seed of the step-time model: gpu/model/tp, or a file that `hyperflexis profile` wrote."""
     time_scale: float = Field(default=1.0, ge=0)

@@ -230,6 +230,8 @@ def _engine_event(stepped: frames.Stepped) -> EngineEvent:
         waiting=load.waiting,
         running=load.running,
         queued_prefill_tokens=load.queued_prefill_tokens,
+        queued_prefill_us=load.queued_prefill_us,
+        prefill_share=load.prefill_share,
         decode_context_tokens=load.decode_context_tokens,
         free_blocks=load.free_blocks,
         steps=load.steps,

@@ -36,8 +36,8 @@ class WorkerLoads:
 
     def column(self, field: int) -> Floats:
         """[capacity]; written to by slot."""
-        column: Floats = self._table[field]
-        return column
+        found: Floats = self._table[field]
+        return found
 
     def set(self, slot: int, field: int, value: float) -> None:
         self._table[field, slot] = value
@@ -50,9 +50,10 @@ class WorkerLoads:
 
     def of(self, field: int, among: Slots) -> Floats:
         """[len(among)]"""
-        values: Floats = self._table[field].take(among)
-        return values
+        found: Floats = self._table[field].take(among)
+        return found
 
     def prefill_us(self, tokens: float, among: Slots) -> Floats:
         """[len(among)] Marginal time of a prefill of so many tokens on each."""
-        return tokens * (self.of(C2, among) + self.of(C3, among) * (tokens / 2))
+        found: Floats = tokens * (self.of(C2, among) + self.of(C3, among) * (tokens / 2))
+        return found

@@ -19,7 +19,7 @@ ORDERS: dict[str, Callable[[PrefillQueue], Floats]] = {
 
 
 class ChunkedPolicy:
-    """All decodes, then those begun, then those waiting in order, until the budget is used or the head finds no room."""
+    """All decodes, then those begun, then those waiting in order, until the budget is used or one finds no room."""
 
     def __init__(self, model: StepTimeModel, max_tokens: int, max_sequences: int, order: str = "fcfs") -> None:
         if order not in ORDERS:

@@ -36,4 +36,5 @@ class OutputLengths:
         mean = np.array([self.mean(tier) for tier in queue.tiers])[queue.tier]
         made = queue.made
         expected = np.maximum(mean - made, mean / 2) + 1
-        return np.minimum(queue.max_tokens - made, expected)
+        remaining: Floats = np.minimum(queue.max_tokens - made, expected)
+        return remaining

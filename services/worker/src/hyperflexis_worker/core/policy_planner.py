@@ -95,9 +95,7 @@ class PolicyPlanner:
                 pace.last_us, pace.made = now_us, sequence.made
             sequence.next_due_us = pace.first_us + (1 + pace.made - pace.base) * sequence.tpot_us
 
-    def _make_room(
-        self, decoding: list[Sequence], begun: list[Sequence], pool: BlockPool, plan: StepPlan
-    ) -> int:
+    def _make_room(self, decoding: list[Sequence], begun: list[Sequence], pool: BlockPool, plan: StepPlan) -> int:
         """Free blocks left when every decode has its next one. Whoever can best wait gives up its blocks: a prompt that
         began before a decode; the oldest request never, so that somebody always gets on."""
         free = pool.free

@@ -58,6 +58,7 @@ class ScorpioPolicy:
         tightest_us = min((float(tpot.min()) for tpot in (decode_tpot_us, begun_tpot_us) if len(tpot)), default=np.inf)
         if decodes.count:
             choice.decode = _with_credit(decode_tpot_us, decodes.credit, tightest_us)
+            choice.repeats = not (decode_tpot_us != tightest_us).any()
         if len(queue):
             rates = float((1 / decode_tpot_us).sum() + (1 / begun_tpot_us).sum())
             batch = _Batch(tightest_us, rates, decodes.count + len(begun_tpot_us), decodes.context_tokens)

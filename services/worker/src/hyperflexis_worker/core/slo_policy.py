@@ -213,7 +213,7 @@ class SloPolicy:
             if chunk < min(rules.least_chunk, offer.tokens):
                 if decodes.count or choice.chunks:
                     return
-                chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)  # nothing else would run: go on, however slowly
+                chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)
             room.take(request)
             choice.chunks.append(Chosen(request, chunk))
             budget_us -= model.chunk_us(tokens, chunk, offer.context)

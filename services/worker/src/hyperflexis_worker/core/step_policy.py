@@ -1,7 +1,7 @@
 """What one engine step does, decided: the seam between what a policy sees and who acts on it.
 
-A policy sees who decodes (`Decodes`) and who waits for a first token (`PrefillQueue`), and answers with a `StepChoice`. It
-knows no tokens, blocks, sockets or clocks, so that the very same object runs in the worker and in the simulator.
+A policy sees who decodes (`Decodes`) and who waits for a first token (`PrefillQueue`), and answers with a `StepChoice`.
+It knows no tokens, blocks, sockets or clocks, so that the very same object runs in the worker and in the simulator.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Decodes:
         return len(self.due_us)
 
 
-NO_DECODES = Decodes(*(np.empty(0) for _ in range(3)), 0.0, np.empty(0))
+NO_DECODES = Decodes(np.empty(0), np.empty(0), np.empty(0), 0.0, np.empty(0))
 
 
 class Offer(NamedTuple):
@@ -82,6 +82,8 @@ class StepChoice:
     given_up: list[GivenUp] = field(default_factory=list)
     decode: npt.NDArray[np.bool_] | None = None
     """[n] Who decodes; None = everybody."""
+    repeats: bool = True
+    """With nobody waiting, the next step is chosen alike until somebody comes or goes: a simulator may skip asking."""
     budget_us: float = 0.0
     """The longest this step was allowed to take; 0 = no such limit."""
 

@@ -97,7 +97,9 @@ class Worth:
             rows = tiers == index
             here = {names[int(tenant)] for tenant in np.unique(tenants[rows])}
             total = self._tier_total.get(tier, 0.0)
-            had = {name for (of_tier, name), amount in self._tenants.items() if of_tier == tier and amount > total / 100}
+            had = {
+                name for (of_tier, name), amount in self._tenants.items() if of_tier == tier and amount > total / 100
+            }
             if len(here | had) < 2 or total <= 0:
                 continue
             fair = total / len(here | had)
