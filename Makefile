@@ -15,7 +15,7 @@ ARGS ?=
 JOBS ?= 2
 
 SERVICES := router scheduler worker scaler
-PACKAGES := proto libs/common $(SERVICES:%=services/%) clients/python cli
+PACKAGES := proto libs/common $(SERVICES:%=services/%) clients/python sim cli
 MODEL := models/tiny
 
 MANIFESTS := Makefile $(PACKAGES:%=%/pyproject.toml) $(wildcard constraints/*.txt)
@@ -49,7 +49,7 @@ demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedd
 ##@ Check it
 
 # Several test processes on few cores: threads that spin for each other cost minutes.
-test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine: export OMP_NUM_THREADS := 1
+test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine bench-slo: export OMP_NUM_THREADS := 1
 
 .PHONY: test
 test: $(FULL) $(MODEL)/config.json ## Unit, property, contract and integration tests (ARGS=pytest arguments)
@@ -84,6 +84,10 @@ bench-control: $(FULL) ## Latency and throughput of router and scheduler on mode
 bench-engine: $(FULL) $(MODEL)/config.json ## The torch engine against transformers' own generate, same model, same run
 	$(BIN)/python bench/engine.py --model $(MODEL) $(ARGS)
 
+.PHONY: bench-slo
+bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes)
+	$(BIN)/python bench/slo.py $(ARGS)
+
 .PHONY: lint
 lint: $(FULL) ## ruff, import contracts, file lengths and names
 	$(BIN)/ruff check .
@@ -93,7 +97,7 @@ lint: $(FULL) ## ruff, import contracts, file lengths and names
 
 .PHONY: type
 type: $(FULL) ## mypy --strict over every package, the shared tests and the benches
-	$(BIN)/mypy libs services clients cli tests bench
+	$(BIN)/mypy libs services clients sim cli tests bench
 
 ##@ Change the protocol
 

@@ -15,7 +15,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.dispatch_policy import POLICIES
 from hyperflexis_scheduler.core.effects import Effect, ToRouter, ToWorker
 from hyperflexis_scheduler.core.memory import Memory
 from hyperflexis_scheduler.core.rules import Rules
@@ -104,9 +104,8 @@ class Stage:
         cell = self.core.cell
         assert cell is not None
         worker = cell.fleet.by_session[session]
-        load = ws.WorkerLoad(
-            waiting=len(worker.attempts), queued_prefill_tokens=worker.due.total, steps=self._reported[session]
-        )
+        tokens = sum(state.prefill_tokens for state in worker.attempts.values())
+        load = ws.WorkerLoad(waiting=len(worker.attempts), queued_prefill_tokens=tokens, steps=self._reported[session])
         report = ws.Report(
             report_seq=self._reported[session], applied_seq=self._applied[session], load=load, updates=updates
         )

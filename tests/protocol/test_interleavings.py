@@ -59,7 +59,7 @@ def test_any_interleaving_gives_the_reference_stream() -> None:
         seed=st.integers(0, 2**32 - 1),
         requests=st.integers(1, 12),
         faults=st.lists(st.tuples(st.integers(0, 11), FAULT_AT_US, st.sampled_from(NAMES)), max_size=8),
-        policy=st.sampled_from(["round_robin", "least_requests", "edf_by_tier"]),
+        policy=st.sampled_from(["round_robin", "least_requests", "jsq", "hyperflexis"]),
     )
     def any_interleaving(seed: int, requests: int, faults: list[tuple[int, int, str]], policy: str) -> None:
         nonlocal made, landed

@@ -10,7 +10,7 @@ from hyperflexis.common.v1 import capability_pb2, identity_pb2, slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import Attempt, WorkerKey
-from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.dispatch_policy import POLICIES
 from hyperflexis_scheduler.core.effects import Effect, ToRouter
 from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVICES = ["services/router", "services/scheduler", "services/worker", "services/scaler"]
-PARTS = ["proto", "libs/common", *SERVICES, "clients/python", "cli"]
+PARTS = ["proto", "libs/common", *SERVICES, "clients/python", "sim", "cli"]
 RELEASE = re.compile(r"^## \[?(\d+\.\d+\.\d+)\b", re.MULTILINE)
 
 

@@ -31,6 +31,7 @@ PARTS = {
     "hyperflexis-worker": "services/worker",
     "hyperflexis-scaler": "services/scaler",
     "hyperflexis-client": "clients/python",
+    "hyperflexis-sim": "sim",
     "hyperflexis-cli": "cli",
 }
 SERVICES = ["router", "scheduler", "worker", "scaler"]

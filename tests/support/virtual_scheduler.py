@@ -11,7 +11,7 @@ from virtual_process import SECOND, TICK_US, Process
 from hyperflexis.common.v1 import identity_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core import effects as scheduler_effects
-from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.dispatch_policy import POLICIES
 from hyperflexis_scheduler.core.memory import Memory
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.scheduler import SchedulerCore

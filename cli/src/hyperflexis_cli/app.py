@@ -13,6 +13,7 @@ from hyperflexis_cli.commands.generate import generate
 from hyperflexis_cli.commands.inspect import cluster, explain, models, requests
 from hyperflexis_cli.commands.profile import profile
 from hyperflexis_cli.commands.replay import replay
+from hyperflexis_cli.commands.simulate import simulate
 from hyperflexis_cli.commands.up import up
 from hyperflexis_cli.console import out
 
@@ -30,6 +31,7 @@ for panel, command in (
     (RUN, demo),
     (USE, generate),
     (USE, replay),
+    (USE, simulate),
     (LOOK, profile),
     (LOOK, requests),
     (LOOK, explain),

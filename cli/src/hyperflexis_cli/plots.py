@@ -141,7 +141,7 @@ def _distributions(
         for each, panel in zip(axes, panels, strict=True):
             _draw_distribution(each, panel, label)
         axes[0].set_ylabel("share of requests, %")
-        return _svg(figure)
+        return svg_element(figure)
 
 
 def _draw_distribution(axes: Axes, panel: Panel, label: str) -> None:
@@ -183,7 +183,7 @@ def _single(draw: Callable[[Axes], None], name: str) -> str:
     with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
         draw(figure.subplots())
-        return _svg(figure)
+        return svg_element(figure)
 
 
 def _round_up(seconds: float) -> float:
@@ -196,7 +196,7 @@ def _legend_above(axes: Axes) -> None:
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6)
 
 
-def _svg(figure: Figure) -> str:
+def svg_element(figure: Figure) -> str:
     """The figure as an element to embed: no XML prologue, colours as variables, the page's width."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -30,6 +30,7 @@ def render_report(records: Sequence[Record], summary: Mapping[str, Any], about: 
         title=escape(title),
         subtitle=escape(f"{count(summary['requests'])} requests in {summary['wall_s']:.1f} s"),
         figures="".join(_figures(summary)),
+        table_heading="Per tier",
         table=_table(summary),
         plots="".join(f"<section><h2>{escape(heading)}</h2>{svg}</section>\n" for heading, svg in plots),
         about="".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in about.items()),

@@ -13,7 +13,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt, WorkerKey
-from hyperflexis_scheduler.core.dispatch import EdfByTier
+from hyperflexis_scheduler.core.dispatch_policy import EarliestFirstToken
 from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
 from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules
@@ -105,7 +105,7 @@ class Stage:
     def __init__(self, rules: Rules | None = None, policy: Any = None, known: Any = (), epoch: int = 7) -> None:
         """`known`: records of workers, or the keys of some that were here a moment ago; None = no memory."""
         self.now_us = 1_000_000
-        self.core = SchedulerCore(rules or Rules(), policy or EdfByTier())
+        self.core = SchedulerCore(rules or Rules(), policy or EarliestFirstToken())
         self.peers: dict[int, Peer] = {}
         self.higher_epochs: list[int] = []
         self.trail: list[Effect] = []

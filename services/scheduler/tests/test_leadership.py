@@ -16,7 +16,7 @@ from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.clock import FakeClock
 from hyperflexis_common.redis_access import RedisAway
 from hyperflexis_scheduler import memory_keeper
-from hyperflexis_scheduler.core.dispatch import RoundRobin
+from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
 from hyperflexis_scheduler.core.election import Election, Lease, Timing
 from hyperflexis_scheduler.core.memory import Memory, WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules

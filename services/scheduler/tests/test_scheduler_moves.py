@@ -7,7 +7,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_scheduler.core.actions import Outcome
-from hyperflexis_scheduler.core.dispatch import RoundRobin
+from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
 from hyperflexis_scheduler.core.rules import Rules
 
 
@@ -60,10 +60,36 @@ class TestGivingUp:
         assert len(router.all("downgraded")) == 1
         assert router.last("placed").decision.reason == "best_effort"
 
+    def test_a_worker_that_could_not_be_in_time_either_is_not_tried(self, stage):
+        """1 s is promised; its queue alone takes as long."""
+        first, second, router = stage.worker("w1"), stage.worker("w2"), stage.router()
+        second.report(load={"queued_prefill_us": 1_000_000})
+        router.submit("q", slo=stage.slo(on_violation=slo_pb2.ON_VIOLATION_REFUSE))
+        first.update("gave_up", first.last("run"))
+        assert router.last("refused").reason == rs.REFUSAL_REASON_SLO
+        assert not second.all("run")
+
+    def test_the_second_try_goes_to_one_in_time(self, make_stage):
+        """Whatever the policy would rather take."""
+        stage = make_stage(policy=RoundRobin())
+        workers, router = [stage.worker(f"w{number}") for number in range(3)], stage.router()
+        workers[1].report(load={"queued_prefill_us": 500_000, "prefill_share": 0.5})
+        router.submit("q")
+        workers[0].update("gave_up", workers[0].last("run"))
+        assert router.last("placed").decision.reason == "second_try"
+        assert workers[2].last("run").request_id == "q" and not workers[1].all("run")
+
     def test_best_effort_goes_on_behind_everything_that_still_has_a_promise(self, stage):
         router = self.give_up(stage, stage.slo(), workers=1)
         assert router.last("placed").decision.reason == "best_effort"
-        assert self.holder(stage, router).last("run").slo.ttft_us == 3_600_000_000
+        slo = self.holder(stage, router).last("run").slo
+        assert (slo.ttft_us, slo.tpot_us) == (3_600_000_000, 1_000_000)
+
+    def test_best_effort_tightens_no_promise(self, stage):
+        slo = stage.slo()
+        slo.tpot_us = 2_000_000
+        router = self.give_up(stage, slo, workers=1)
+        assert self.holder(stage, router).last("run").slo.tpot_us == 2_000_000
 
 
 class TestMoving:

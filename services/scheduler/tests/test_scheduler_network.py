@@ -108,7 +108,6 @@ def check(stage: Any) -> None:
     for name, worker in on_workers:
         assert placed[name].worker is worker and not worker.gone
         assert set(worker.revocable) <= set(worker.attempts)
-        assert set(worker.due._by_id) <= set(worker.attempts)
     held = {state.request_id for state in states if state.phase is Phase.HELD}
     assert held == set(cell.hold._entries)
     assert {state.request_id for state in states if state.phase is Phase.SETTLING} == set(cell.settling)

@@ -2,81 +2,60 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hyperflexis.common.v1 import identity_pb2, slo_pb2
+from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_scheduler.config import SchedulerSettings
 from hyperflexis_scheduler.core.book import Book
-from hyperflexis_scheduler.core.dispatch import EdfByTier, LeastRequests, RoundRobin
+from hyperflexis_scheduler.core.dispatch_policy import (
+    POLICIES,
+    Ask,
+    EarliestFirstToken,
+    RoundRobin,
+    in_time,
+    least_queued_tokens,
+    least_requests,
+)
 from hyperflexis_scheduler.core.heartbeat import Heartbeat
 from hyperflexis_scheduler.core.hold import HoldQueue
-from hyperflexis_scheduler.core.ledger import DueWork, Ledger
-from hyperflexis_scheduler.core.request import Phase, RequestState
+from hyperflexis_scheduler.core.ledger import Ledger
+from hyperflexis_scheduler.core.loads import C0, C2, C3, QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Slots, WorkerLoads
+from hyperflexis_scheduler.core.request import Phase
 from hyperflexis_scheduler.core.tally import MAX_TIERS, OTHER, Tally
-from hyperflexis_scheduler.core.worker import WorkerState, work_due_us
 from hyperflexis_scheduler.faults import Faults
 
 names = st.sampled_from("abcdef")
 
 
-def load(waiting: int, tokens: int) -> ws.WorkerLoad:
-    return ws.WorkerLoad(waiting=waiting, queued_prefill_tokens=tokens)
-
-
 class TestLedger:
     @given(st.lists(st.tuples(st.booleans(), st.integers(0, 50)), max_size=40))
-    def test_load_is_the_report_plus_every_charge_beyond_it(self, events):
-        ledger, charges, seq, reported = Ledger(), {}, 0, 0
+    def test_it_holds_every_charge_beyond_the_report(self, events):
+        ledger, charges, seq = Ledger(), {}, 0
         for is_charge, value in events:
             if is_charge:
                 seq += 1
                 charges[seq] = value
-                ledger.charge(seq, f"q{seq}", value)
+                ledger.charge(seq, f"q{seq}", value, 3 * value)
             else:
-                applied, reported = min(value, seq), value
-                ledger.apply(applied, load(value, value))
+                ledger.apply(min(value, seq))
                 charges = {at: tokens for at, tokens in charges.items() if at > ledger.applied_seq}
-            assert ledger.queued_tokens == reported + sum(charges.values())
-            assert ledger.requests == reported + len(charges)
+            assert ledger.tokens == sum(charges.values()) and ledger.prefill_us == 3 * ledger.tokens
+            assert len(ledger) == len(charges)
             assert all(ledger.in_flight(f"q{at}") == (at in charges) for at in range(1, seq + 1))
 
     def test_a_new_session_starts_counting_anew(self):
         ledger = Ledger()
-        ledger.charge(9, "q", 10)
+        ledger.charge(9, "q", 10, 200)
         ledger.restart()
-        assert ledger.requests == 0
-        ledger.charge(1, "q", 10)
+        assert (len(ledger), ledger.tokens, ledger.prefill_us) == (0, 0, 0)
+        ledger.charge(1, "q", 10, 200)
         assert ledger.in_flight("q")
-
-
-class TestDueWork:
-    @given(
-        st.lists(st.tuples(names, st.integers(0, 20) | st.none(), st.integers(1, 9)), max_size=40),
-        st.integers(0, 20),
-        st.integers(0, 50),
-    )
-    def test_it_sums_what_is_due(self, events, deadline, unknown):
-        """Through what dispatch asks; queued tokens of unknown deadline count as due."""
-        due, model = DueWork(), {}
-        for name, at, tokens in events:
-            if at is None:
-                due.remove(name)
-                model.pop(name, None)
-            else:
-                due.add(name, at, tokens)
-                model[name] = (at, tokens)
-        ledger = SimpleNamespace(queued_tokens=due.total + unknown)
-        worker = SimpleNamespace(due=due, ledger=ledger, us_per_token=3.0)
-        expected = sum(tokens for at, tokens in model.values() if at <= deadline) + unknown
-        assert work_due_us([worker], deadline) == [3.0 * expected]
-        assert due.total == sum(tokens for _, tokens in model.values()) and len(due) == len(model)
 
 
 class TestHoldQueue:
@@ -149,55 +128,91 @@ class TestHeartbeat:
         assert pulse.one_way_us == 0 and pulse.heard_us == 5_000
 
 
-def worker(name: str, requests: int = 0) -> WorkerState:
-    identity = identity_pb2.WorkerIdentity(worker_id=name, incarnation=1)
-    state = WorkerState(ws.Register(identity=identity, model="m"), 1, 0)
-    state.ledger.apply(0, load(requests, 0))
-    return state
+def loads_of(*workers: dict[int, float]) -> tuple[WorkerLoads, Slots]:
+    """20 us a token where nothing else is said."""
+    loads = WorkerLoads(len(workers))
+    for columns in workers:
+        slot = loads.open()
+        for field, value in ({C2: 20.0} | columns).items():
+            loads.set(slot, field, value)
+    return loads, np.arange(len(workers))
 
 
-def request(name: str, deadline_us: int, tokens: int = 100) -> RequestState:
-    slo = slo_pb2.Slo(ttft_us=deadline_us)
-    return RequestState(name, known=True, slo=slo, prompt_tokens=tokens)
+def ask(tokens: int = 100, age_us: float = 0.0, ttft_us: float = 1_000_000.0) -> Ask:
+    return Ask(tokens, age_us, ttft_us, 50_000.0, 50)
 
 
 class TestPolicies:
     def test_round_robin_takes_turns(self):
-        workers, policy = [worker("a"), worker("b")], RoundRobin()
-        assert [policy.choose(request("q", 1), workers).worker.key.worker_id for _ in range(4)] == ["a", "b"] * 2
+        loads, among = loads_of({}, {}, {})
+        policy = RoundRobin()
+        assert [policy.choose(ask(), loads, among[1:]).slot for _ in range(4)] == [1, 2, 1, 2]
 
-    @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
-    def test_least_requests_takes_a_least_loaded_one(self, counts):
-        workers = [worker(f"w{number}", count) for number, count in enumerate(counts)]
-        choice = LeastRequests().choose(request("q", 1), workers)
-        assert choice.worker.requests == min(counts) == choice.numbers["requests"]
+    @given(st.lists(st.integers(0, 5), min_size=1, max_size=8), st.booleans())
+    def test_the_least_of_a_number_is_taken_in_turn(self, counts, tokens):
+        field, policy, name = (
+            (QUEUED_TOKENS, least_queued_tokens(), "queued_tokens")
+            if tokens
+            else (REQUESTS, least_requests(), "requests")
+        )
+        loads, among = loads_of(*({field: count} for count in counts))
+        ties = [slot for slot, count in enumerate(counts) if count == min(counts)]
+        for turn in range(2 * len(ties)):
+            choice = policy.choose(ask(), loads, among)
+            assert choice.slot == ties[turn % len(ties)]
+            assert choice.reason == f"least_{name}"
+            assert choice.numbers == {"candidates": len(counts), name: min(counts)}
 
-    def test_a_tight_tier_sees_past_the_long_queue_of_a_loose_one(self):
-        batch, chat = worker("batch"), worker("chat")
-        batch.take(request("slow", 60_000_000, tokens=9_000))
-        chat.take(request("quick", 500_000, tokens=200))
-        assert EdfByTier().choose(request("q", 1_000_000), [batch, chat]).worker is batch
-        assert EdfByTier().choose(request("q", 90_000_000), [batch, chat]).worker is chat
+    def test_the_first_token_comes_earliest_where_queue_and_own_prefill_over_the_share_are_least(self):
+        queued = {QUEUED_US: 10_000.0}
+        loads, among = loads_of(queued | {SHARE: 0.5}, queued | {REQUESTS: 2}, queued | {C2: 40.0})
+        choice = EarliestFirstToken().choose(ask(500, age_us=3_000), loads, among)
+        # (10 + 10) / 0.5 = 40 ms; 20 ms and 2 ms for two requests; 10 + 20 ms.
+        assert choice.slot == 1 and choice.reason == "earliest_first_token"
+        assert choice.numbers == {
+            "candidates": 3,
+            "queued_prefill_us": 10_000,
+            "own_prefill_us": 10_000,
+            "prefill_share": 1,
+            "requests": 2,
+            "predicted_ttft_us": 23_000,
+        }
 
-    def test_slower_workers_count_their_work_longer(self):
-        slow, fast = worker("a"), worker("b")
-        slow.us_per_token = 100.0
-        for each in (slow, fast):
-            each.take(request("r", 10, tokens=100))
-        fast.take(request("s", 10, tokens=100))
-        assert EdfByTier().choose(request("q", 20), [slow, fast]).worker is fast
-
-    @given(
-        st.lists(st.tuples(st.integers(0, 4), st.integers(0, 50), st.integers(1, 99)), max_size=20), st.integers(0, 50)
+    workers = st.lists(
+        st.fixed_dictionaries(
+            {
+                QUEUED_US: st.integers(0, 200) | st.just(5_000),
+                SHARE: st.sampled_from([0.25, 0.5, 1.0]),
+                REQUESTS: st.integers(0, 3),
+                C0: st.integers(0, 50),
+                C2: st.sampled_from([0.5, 1.0, 2.0]),
+                C3: st.sampled_from([0.0, 0.25]),
+            }
+        ),
+        min_size=1,
+        max_size=6,
     )
-    def test_edf_takes_one_with_the_least_work_due(self, placed, deadline):
-        workers = [worker(f"w{number}") for number in range(5)]
-        model = dict.fromkeys(range(5), 0)
-        for number, (at, due, tokens) in enumerate(placed):
-            workers[at].take(request(f"q{number}", due, tokens))
-            model[at] += tokens if due <= deadline else 0
-        chosen = EdfByTier().choose(request("q", deadline), workers).worker
-        assert model[workers.index(chosen)] == min(model.values())
+
+    @given(workers, st.integers(1, 64), st.integers(0, 100), st.integers(0, 500))
+    def test_in_time_are_those_whose_queue_own_prefill_and_step_fit(self, workers, tokens, age_us, ttft_us):
+        loads, among = loads_of(*workers)
+        expected, best = [], (float("inf"), 0)
+        for slot, row in enumerate(workers):
+            prefill_us = (row[QUEUED_US] + tokens * row[C2] + row[C3] * tokens * tokens / 2) / row[SHARE]
+            best = min(best, (prefill_us + 1_000 * row[REQUESTS], slot))
+            if age_us + prefill_us + row[C0] <= ttft_us:
+                expected.append(slot)
+        request = ask(tokens, age_us, ttft_us)
+        assert in_time(request, loads, among).tolist() == expected
+        assert EarliestFirstToken().choose(request, loads, among).slot == best[1]
+
+    def test_only_the_deadline_orders_what_waits_and_only_for_its_own_policy(self):
+        keys = {name: policy().hold_key(77) for name, policy in POLICIES.items()}
+        assert keys == {"hyperflexis": 77, "round_robin": 0, "least_requests": 0, "jsq": 0}
+
+    def test_settings_name_each_of_them(self):
+        assert [SchedulerSettings(policy=name).policy for name in POLICIES] == list(POLICIES)
+        assert SchedulerSettings().policy == "hyperflexis"
 
 
 def test_tiers_without_end_share_one_entry():

@@ -46,9 +46,9 @@ async def test_a_request_is_placed_and_explained(cluster):
     run, placed = await worker.expect("run"), await router.expect("placed")
     assert run.attempt == placed.attempt and placed.worker.worker_id == "w1"
     explained = await cluster.stub(app).ExplainRequest(ss.ExplainRequestRequest(request_id="q1"))
-    assert explained.decisions[-1].reason == "least_due_work"
+    assert explained.decisions[-1].reason == "earliest_first_token"
     metrics = generate_latest(cluster.registry).decode()
-    assert 'hyperflexis_scheduler_placements_total{reason="least_due_work"} 1.0' in metrics
+    assert 'hyperflexis_scheduler_placements_total{reason="earliest_first_token"} 1.0' in metrics
     assert "hyperflexis_scheduler_leader 1.0" in metrics
 
 

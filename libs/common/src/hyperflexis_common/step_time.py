@@ -61,9 +61,37 @@ class StepTimeModel:
             + self.host_us
         )
 
-    def prefill_us(self, tokens: int, context: int = 0) -> float:
+    def prefill_us(self, tokens: float, context: float = 0) -> float:
         """Marginal time of prefilling `tokens` after `context`, in steps that are busy anyway."""
         return self.c2_us * tokens + self.c3_us * tokens * (tokens / 2 + context)
+
+    def decode_us(self, tokens: float, context: float) -> float:
+        """Marginal time of `tokens` decode steps of one request from `context` on, in steps that are busy anyway."""
+        return tokens * (self.c2_us + self.c5_us + self.c4_us * (context + tokens / 2))
+
+    @property
+    def base_us(self) -> float:
+        """What a step costs beyond the marginal time of its tokens."""
+        return max(self.c0_us + self.host_us + PLATEAU_TOKENS * (self.c1_us - self.c2_us), 0.0)
+
+    def chunk_us(self, before: int, tokens: int, context: int) -> float:
+        """What a prefill chunk of `tokens` after `context` adds to a step that has `before` tokens already."""
+        return self._linear_us(before + tokens) - self._linear_us(before) + self.c3_us * tokens * (tokens / 2 + context)
+
+    def chunk_within(self, before: int, context: int, budget_us: float) -> int:
+        """The largest chunk after `context` that adds at most `budget_us` to a step of `before` tokens."""
+        flat = max(PLATEAU_TOKENS - before, 0)
+        inside = _tokens_within(self.c1_us, context * self.c3_us, self.c3_us, budget_us)
+        if inside <= flat:
+            return int(inside)
+        # Beyond the plateau: the same equation, with what its cheaper tokens save added to the budget.
+        saved_us = flat * (self.c2_us - self.c1_us)
+        return int(max(_tokens_within(self.c2_us, context * self.c3_us, self.c3_us, budget_us + saved_us), flat))
+
+    def _linear_us(self, tokens: int) -> float:
+        if tokens <= PLATEAU_TOKENS:
+            return self.c1_us * tokens
+        return self.c1_us * PLATEAU_TOKENS + self.c2_us * (tokens - PLATEAU_TOKENS)
 
     def scaled(self, factor: float) -> StepTimeModel:
         """The same device, so many times slower."""
@@ -81,12 +109,29 @@ class StepTimeModel:
         )
 
 
+def _tokens_within(linear: float, context: float, pairs: float, budget_us: float) -> float:
+    """The n >= 0 with (linear + context) n + pairs n^2 / 2 = budget_us; where n costs nothing, a large number."""
+    if budget_us <= 0:
+        return 0.0
+    slope = linear + context
+    if pairs <= 0:
+        return budget_us / slope if slope > 0 else _ANY
+    # The stable form: no difference of nearly equal numbers where n^2 hardly matters.
+    return min(2 * budget_us / (slope + math.sqrt(slope * slope + 2 * pairs * budget_us)), _ANY)
+
+
+_ANY = float(1 << 40)
+
 SEEDS = {
-    "h200/llama-3.1-8b/tp1": StepTimeModel(4_920, 8.20, 19.1, 9.9e-4, 2.74e-2),
-    "h200/qwen2.5-7b/tp1": StepTimeModel(4_590, 7.33, 18.5, 7.3e-4, 1.24e-2),
-    "h100/llama-3.1-8b/tp1": StepTimeModel(6_430, 7.05, 18.3, 1.05e-3, 3.94e-2),
-    "a100/llama-3.1-8b/tp1": StepTimeModel(10_600, 33.9, 54.7, 2.9e-3, 7.79e-2),
-    "l40s/llama-3.1-8b/tp1": StepTimeModel(22_700, 25.9, 63.4, 3.5e-3, 1.82e-1),
+    "h100/llama-3.1-8b/tp1": StepTimeModel(6433.13, 7.049, 18.27, 0.00105, 0.03942, 3.242),
+    "h100/qwen2.5-7b/tp1": StepTimeModel(5956.4, 5.758, 17.84, 0.0008755, 0.01785, 1.922),
+    "h100/qwen2.5-32b/tp2": StepTimeModel(14240.1, 18.14, 49.98, 0.00114, 0.0408, 0.9493),
+    "h100/llama-3.1-70b/tp4": StepTimeModel(15429.6, 28.55, 59.26, 0.0016, 0.02613, 1.573),
+    "h200/llama-3.1-8b/tp1": StepTimeModel(4921.56, 8.198, 19.05, 0.0009901, 0.02739, 4.462),
+    "h200/qwen2.5-7b/tp1": StepTimeModel(4586.4, 7.329, 18.54, 0.0007277, 0.0124, 1.839),
+    "h200/qwen2.5-32b/tp1": StepTimeModel(18546.1, 26.47, 87.91, 0.002551, 0.05726, 7.059),
+    "a100/llama-3.1-8b/tp1": StepTimeModel(10606.8, 33.9, 54.74, 0.002929, 0.07792, 3.57),
+    "l40s/llama-3.1-8b/tp1": StepTimeModel(22712.7, 25.88, 63.38, 0.003521, 0.1818, 1.208),
     # Not a GPU: the sample model on one core of a small CPU machine, fitted coarsely.
     "cpu/tiny/tp1": StepTimeModel(1_740, 72.0, 100.0, 0.096, 0.54, 130.0, host_us=200.0),
     # Not a GPU: quick steps for tests, demos and the fault suites.

@@ -14,7 +14,7 @@ from hyperflexis_common.metrics import serve_metrics
 from hyperflexis_common.redis_access import RedisAccess
 from hyperflexis_common.server import Info, ServiceServer, advertised, cancel_all, supervise, wait_for_signal
 from hyperflexis_scheduler.config import SchedulerSettings
-from hyperflexis_scheduler.core.dispatch import POLICIES
+from hyperflexis_scheduler.core.dispatch_policy import POLICIES
 from hyperflexis_scheduler.core.election import Election
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 from hyperflexis_scheduler.desk import Desk

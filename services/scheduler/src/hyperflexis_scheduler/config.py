@@ -29,7 +29,7 @@ class SchedulerSettings(ServiceSettings):
     instance_id: str = ""
     """Name of this process in leases and logs; default: drawn at start."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    policy: Literal["edf_by_tier", "least_requests", "round_robin"] = "edf_by_tier"
+    policy: Literal["hyperflexis", "round_robin", "least_requests", "jsq"] = "hyperflexis"
     """How a worker is chosen."""
     lease_ms: int = Field(default=3_000, ge=300, le=60_000)
     """The leader's lease; it is renewed each third of it. The same on every scheduler of a cell."""

@@ -45,8 +45,9 @@ class WorkerSettings(ServiceSettings):
     """Tokens in one step at most: the prefill chunk budget."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Requests in one step at most."""
-    order: Literal["fcfs", "edf"] = "edf"
-    """Who is prefilled first: by arrival, or by first-token deadline."""
+    policy: Literal["hyperflexis", "fcfs", "edf", "scorpio"] = "hyperflexis"
+    """What a step does. hyperflexis: chunks by the decodes' slack, requests that cannot be on time are given up
+    (docs/scheduling.md); fcfs, edf: max_num_tokens a step, by arrival or by deadline; scorpio: that paper's."""
     profile: str = "cpu/tiny/tp1"
     """Seed of the step-time model: gpu/model/tp, or a file that `hyperflexis profile` wrote."""
     time_scale: float = Field(default=1.0, ge=0)

@@ -218,6 +218,8 @@ def _add_frame(add: AddSequence) -> frames.Add:
         tpot_us=sequence.tpot_us,
         weight=sequence.weight,
         tier=sequence.tier,
+        max_gap_us=sequence.max_gap_us,
+        tenant=sequence.tenant,
     )
 
 
@@ -228,6 +230,8 @@ def _engine_event(stepped: frames.Stepped) -> EngineEvent:
         waiting=load.waiting,
         running=load.running,
         queued_prefill_tokens=load.queued_prefill_tokens,
+        queued_prefill_us=load.queued_prefill_us,
+        prefill_share=load.prefill_share,
         decode_context_tokens=load.decode_context_tokens,
         free_blocks=load.free_blocks,
         steps=load.steps,

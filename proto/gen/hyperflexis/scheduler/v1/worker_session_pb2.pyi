@@ -585,6 +585,8 @@ class WorkerLoad(_message.Message):
     STEPS_FIELD_NUMBER: _builtins.int
     STALLED_US_FIELD_NUMBER: _builtins.int
     RETAINED_FINISHED_FIELD_NUMBER: _builtins.int
+    QUEUED_PREFILL_US_FIELD_NUMBER: _builtins.int
+    PREFILL_SHARE_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
     """What the engine has and has not begun. A Run without its Start is not there: nothing steps for its sake."""
     running: _builtins.int
@@ -596,6 +598,10 @@ class WorkerLoad(_message.Message):
     stalled_us: _builtins.int
     """Microseconds since the last step ended, while the engine has work; 0 when it is idle, or none is there."""
     retained_finished: _builtins.int
+    queued_prefill_us: _builtins.int
+    """Microseconds that `queued_prefill_tokens` take by the worker's step-time model; 0 = not known, where there are tokens."""
+    prefill_share: _builtins.float
+    """The part of its time, in (0, 1], that the worker lately had for prefill beside its decodes; 0 = not known."""
     @_builtins.property
     def kv(self) -> _capability_pb2.KvPoolStats: ...
     def __init__(
@@ -609,10 +615,12 @@ class WorkerLoad(_message.Message):
         steps: _builtins.int = ...,
         stalled_us: _builtins.int = ...,
         retained_finished: _builtins.int = ...,
+        queued_prefill_us: _builtins.int = ...,
+        prefill_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "kv", b"kv", "queued_prefill_tokens", b"queued_prefill_tokens", "retained_finished", b"retained_finished", "running", b"running", "stalled_us", b"stalled_us", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "kv", b"kv", "prefill_share", b"prefill_share", "queued_prefill_tokens", b"queued_prefill_tokens", "queued_prefill_us", b"queued_prefill_us", "retained_finished", b"retained_finished", "running", b"running", "stalled_us", b"stalled_us", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

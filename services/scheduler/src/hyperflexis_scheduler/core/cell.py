@@ -8,7 +8,7 @@ from hyperflexis.common.v1 import identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.book import Book
-from hyperflexis_scheduler.core.dispatch import DispatchPolicy
+from hyperflexis_scheduler.core.dispatch_policy import SchedulerPolicy
 from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
 from hyperflexis_scheduler.core.fleet import Fleet
 from hyperflexis_scheduler.core.hold import HoldQueue
@@ -22,7 +22,7 @@ from hyperflexis_scheduler.core.worker import WorkerState
 class Cell:
     """State and outgoing messages, no decisions. Every message down carries the leader's epoch."""
 
-    def __init__(self, rules: Rules, policy: DispatchPolicy, fence: identity_pb2.Fence, now_us: int) -> None:
+    def __init__(self, rules: Rules, policy: SchedulerPolicy, fence: identity_pb2.Fence, now_us: int) -> None:
         self.rules = rules
         self.policy = policy
         self.fence = fence

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.fingerprints import Fingerprints, Verdict
 from hyperflexis_scheduler.core.lives import Lives
+from hyperflexis_scheduler.core.loads import Slots, WorkerLoads
 from hyperflexis_scheduler.core.memory import WorkerRecord
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.worker import WorkerState
@@ -19,6 +22,10 @@ class Pool:
         self.workers: dict[WorkerKey, WorkerState] = {}
         self.eligible: list[WorkerState] = []
         """Those that may be given work now, in order of their ids."""
+        self.slots: Slots = np.empty(0, np.intp)
+        """Theirs in the loads, in the same order."""
+        self.at: dict[int, WorkerState] = {}
+        """By slot."""
         self.min_context = 0
         """Least context length of the eligible ones."""
         self.max_context = 0
@@ -32,14 +39,21 @@ class Pool:
 
     def resize(self) -> None:
         self.eligible = sorted((w for w in self.workers.values() if w.eligible), key=lambda worker: worker.key)
+        self.slots = np.array([worker.slot for worker in self.eligible], np.intp)
+        self.at = {worker.slot: worker for worker in self.eligible}
+        self._contexts = np.array([_context(worker) for worker in self.eligible])
         self.min_context = min((_context(w) for w in self.eligible), default=0)
         self.ready_context = max((_context(w) for w in self.eligible), default=0)
         self.hold_seen = False
         self.max_context = max((_context(w) for w in self.workers.values()), default=0)
 
+    def able(self, context_tokens: int) -> Slots:
+        """Of the eligible ones that have the context for so many tokens."""
+        return self.slots if context_tokens <= self.min_context else self.slots[self._contexts >= context_tokens]
+
 
 def _context(worker: WorkerState) -> int:
-    return worker.capabilities.context_length or 2**63
+    return worker.capabilities.context_length or 2**62
 
 
 class Fleet:
@@ -47,6 +61,8 @@ class Fleet:
 
     def __init__(self, rules: Rules, now_us: int) -> None:
         self._known_us = rules.known_us
+        self.loads = WorkerLoads()
+        """A row for each worker of `by_id`."""
         self.by_id: dict[str, WorkerState] = {}
         self.by_session: dict[int, WorkerState] = {}
         self.pools: dict[str, Pool] = {}
@@ -94,7 +110,7 @@ class Fleet:
         self.announce(worker)
 
     def remove(self, worker: WorkerState, now_us: int) -> None:
-        worker.gone = True
+        worker.leave()
         self.lives.left(worker.key.worker_id, now_us)
         del self.by_id[worker.key.worker_id]
         if worker.session is not None:

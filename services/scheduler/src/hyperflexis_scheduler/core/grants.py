@@ -26,12 +26,12 @@ class Grants:
         cell = self._cell
         state.attempt = cell.next_attempt()
         state.base_index = state.committed
-        state.started = state.prefilled = state.ran = False
+        state.started = state.ran = False
         state.granted += 1
         self._put(state, worker, now_us)
         state.note("place", reason, now_us, {**numbers, "slack_us": state.deadline_us - now_us})
         seq = cell.command(worker, run=self._run(state, now_us))
-        worker.ledger.charge(seq, state.request_id, state.prefill_tokens)
+        worker.charge(seq, state)
         cell.tally.tier(state.slo.tier).placed += 1
         cell.tally.placements[reason] += 1
         self.send_placed(state, now_us)
@@ -40,7 +40,7 @@ class Grants:
         """An attempt of an older leader that a Snapshot shows becomes the current one."""
         state.attempt = attempt
         state.base_index = state.committed
-        state.started = state.prefilled = state.ran = False
+        state.started = state.ran = False
         self._put(state, worker, now_us)
         state.note("adopt", "snapshot", now_us)
 
@@ -96,17 +96,14 @@ class Grants:
             if pool is not None:
                 pool.revoking -= 1
 
-    def progressed(self, state: RequestState, started: bool, ran: bool, prefilled: bool) -> None:
+    def progressed(self, state: RequestState, started: bool, ran: bool) -> None:
         """What a report or Snapshot tells of the current attempt; progress never goes back."""
         worker = state.worker
         assert worker is not None
-        state.started |= started or ran or prefilled
-        if (ran or prefilled) and not state.ran:
+        state.started |= started or ran
+        if ran and not state.ran:
             state.ran = True
             worker.revocable.pop(state.request_id, None)
-        if prefilled and not state.prefilled:
-            state.prefilled = True
-            worker.due.remove(state.request_id)
 
     def finish(self, state: RequestState, reason: str, now_us: int, output_tokens: int = 0) -> None:
         self.end(state, Phase.FINISHED, "finish", reason, now_us, {"output_tokens": output_tokens})

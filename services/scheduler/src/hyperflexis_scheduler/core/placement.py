@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
+
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
+from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.dispatch_policy import Ask, in_time
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.loads import Slots
 from hyperflexis_scheduler.core.request import Phase, RequestState
-from hyperflexis_scheduler.core.worker import WorkerState
 
 _HINTLESS = (
     router_session_pb2.REFUSAL_REASON_UNSERVABLE,
@@ -25,8 +29,9 @@ class Placement:
         self._cell = cell
         self._grants = grants
 
-    def place(self, state: RequestState, now_us: int, reason: str = "") -> None:
-        """Grants an attempt, or holds, or refuses. `reason` replaces the policy's in the decision.
+    def place(self, state: RequestState, now_us: int, reason: str = "", among: Slots | None = None) -> None:
+        """Grants an attempt, or holds, or refuses. `reason` replaces the policy's in the decision, `among` narrows
+        where it may go.
 
         A request whose router is away cannot be placed, as nobody would send its prompt: it waits, as LOST,
         for that router, or another one, to submit it again.
@@ -48,12 +53,13 @@ class Placement:
             )
             self.refuse(state, router_session_pb2.REFUSAL_REASON_UNSERVABLE, message, now_us)
             return
-        candidates = self._candidates(state, pool) if pool is not None else []
-        if not candidates:
+        if among is None:
+            among = _candidates(state, pool)
+        if pool is None or not len(among):
             self._hold(state, now_us)
             return
-        choice = cell.policy.choose(state, candidates)
-        self._grants.grant(state, choice.worker, reason or choice.reason, choice.numbers, now_us)
+        choice = cell.policy.choose(_ask(state, now_us), cell.fleet.loads, among)
+        self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, choice.numbers, now_us)
 
     def drain_hold(self, now_us: int) -> None:
         """Places held requests of the models that have a place now, a bounded number of them. Those that only a worker
@@ -106,12 +112,15 @@ class Placement:
         self._cell.to_router(state.router, refused=state.refusal)
 
     def gave_up(self, state: RequestState, numbers: Mapping[str, float], now_us: int) -> None:
-        """The worker's planner cannot keep the promise: another worker once, else what the tier says."""
+        """The worker's planner cannot keep the promise: once another worker that still can, else what the tier says."""
         pool = self._cell.fleet.pool(state.model)
         state.gave_up += 1
-        if state.gave_up == 1 and pool is not None and any(w.key != state.avoid for w in pool.eligible):
-            self.place(state, now_us, reason="second_try")
-            return
+        if state.gave_up == 1 and pool is not None:
+            others = _without(state.avoid, pool, _candidates(state, pool))
+            timely = in_time(_ask(state, now_us), self._cell.fleet.loads, others)
+            if len(timely):
+                self.place(state, now_us, reason="second_try", among=timely)
+                return
         slo = state.slo
         fallback = self._cell.rules.tiers.get(slo.downgrade_tier)
         tried = (*state.downgraded_from, slo.tier)
@@ -138,14 +147,6 @@ class Placement:
             state.router, queued=router_session_pb2.Queued(request_id=state.request_id, decision=decision)
         )
 
-    def _candidates(self, state: RequestState, pool: Pool) -> list[WorkerState]:
-        candidates = pool.eligible
-        if state.context_tokens > pool.min_context:
-            candidates = [worker for worker in candidates if worker.holds(state.context_tokens)]
-        if state.avoid is not None and len(candidates) > 1:
-            candidates = [worker for worker in candidates if worker.key != state.avoid]
-        return candidates
-
     def _hold(self, state: RequestState, now_us: int) -> None:
         cell = self._cell
         if cell.hold.full:
@@ -153,7 +154,37 @@ class Placement:
             self.refuse(state, router_session_pb2.REFUSAL_REASON_QUEUE_FULL, message, now_us)
             return
         cell.book.move(state, Phase.HELD, now_us)
-        cell.hold.add(state.request_id, state.model, cell.policy.hold_key(state), now_us)
+        cell.hold.add(state.request_id, state.model, cell.policy.hold_key(state.deadline_us), now_us)
         state.worker = None
         state.note("hold", "no_ready_worker", now_us, {"held": len(cell.hold)})
         self.send_queued(state, now_us)
+
+
+_NOWHERE: Slots = np.empty(0, np.intp)
+
+
+def _candidates(state: RequestState, pool: Pool | None) -> Slots:
+    """Where it may go now; where it did not fare well only if there is no other place."""
+    if pool is None:
+        return _NOWHERE
+    able = pool.able(state.context_tokens)
+    if state.avoid is None:
+        return able
+    others = _without(state.avoid, pool, able)
+    return others if len(others) else able
+
+
+def _without(key: WorkerKey | None, pool: Pool, slots: Slots) -> Slots:
+    worker = pool.workers.get(key) if key is not None else None
+    return slots if worker is None else slots[slots != worker.slot]
+
+
+def _ask(state: RequestState, now_us: int) -> Ask:
+    return Ask(
+        prefill_tokens=state.prefill_tokens,
+        age_us=now_us - state.arrived_us,
+        ttft_us=state.deadline_us - state.arrived_us,
+        tpot_us=state.tpot_us,
+        max_tokens=state.max_tokens,
+        tier=state.slo.tier,
+    )

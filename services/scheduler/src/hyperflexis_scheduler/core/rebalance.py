@@ -5,6 +5,7 @@ from __future__ import annotations
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.loads import QUEUED_US, REQUESTS, SHARE
 from hyperflexis_scheduler.core.request import RequestState
 from hyperflexis_scheduler.core.worker import WorkerState
 
@@ -20,14 +21,14 @@ class Rebalance:
     def round(self, now_us: int) -> None:
         if now_us < self._next_us:
             return
-        rules = self._cell.rules
+        rules, loads = self._cell.rules, self._cell.fleet.loads
         self._next_us = now_us + rules.revoke_period_us
         budget = rules.revokes_per_round
         for pool in self._cell.fleet.pools.values():
             if not pool.eligible:
                 continue
             budget -= self._empty_leaving(pool, budget, now_us)
-            idle = sum(1 for worker in pool.eligible if not worker.requests) - pool.revoking
+            idle = int((loads.of(REQUESTS, pool.slots) == 0).sum()) - pool.revoking
             if idle > 0:
                 budget -= self._feed_idle(pool, min(idle, budget), now_us)
 
@@ -50,7 +51,8 @@ class Rebalance:
         if budget <= 0:
             return 0
         busy = [worker for worker in pool.eligible if worker.revocable and len(worker.attempts) > 1]
-        busy.sort(key=lambda worker: worker.ledger.queued_tokens * worker.us_per_token, reverse=True)
+        loads = self._cell.fleet.loads
+        busy.sort(key=lambda worker: loads.get(worker.slot, QUEUED_US) / loads.get(worker.slot, SHARE), reverse=True)
         revoked = 0
         for worker in busy[:budget]:
             state = self._last(worker)

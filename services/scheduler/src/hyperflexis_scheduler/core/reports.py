@@ -30,9 +30,7 @@ class Reports:
 
     def report(self, worker: WorkerState, report: worker_session_pb2.Report, now_us: int) -> None:
         worker.report_seq = report.report_seq
-        worker.ledger.apply(report.applied_seq, report.load if report.HasField("load") else None)
-        if report.HasField("load"):
-            worker.report_load(report.load, now_us)
+        worker.reported(report.applied_seq, report.load if report.HasField("load") else None, now_us)
         if report.HasField("busy"):
             worker.report_busy(report.busy.for_us, now_us)
         if report.HasField("step_time"):
@@ -70,15 +68,13 @@ class Reports:
         if kind in _LOST:
             state.avoid = worker.key
             grants.lose(state, _LOST[kind], now_us, numbers)
-        elif kind == _Kind.KIND_STARTED:
-            grants.progressed(state, started=True, ran=True, prefilled=False)
-        elif kind in (_Kind.KIND_FIRST_TOKEN, _Kind.KIND_KV_READY):
-            grants.progressed(state, started=True, ran=True, prefilled=True)
+        elif kind in (_Kind.KIND_STARTED, _Kind.KIND_FIRST_TOKEN, _Kind.KIND_KV_READY):
+            grants.progressed(state, started=True, ran=True)
         elif kind == _Kind.KIND_FINISHED:
             grants.finish(state, "worker", now_us, update.output_tokens)
         elif kind == _Kind.KIND_NOT_REVOKED:
             grants.revoke_answered(state)
-            grants.progressed(state, started=True, ran=True, prefilled=False)
+            grants.progressed(state, started=True, ran=True)
         elif kind == _Kind.KIND_REVOKED:
             self._returned(state, "revoked", numbers, now_us)
         elif kind == _Kind.KIND_GAVE_UP:

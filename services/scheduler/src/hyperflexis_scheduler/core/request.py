@@ -20,6 +20,8 @@ MAX_DECISIONS = 32
 
 BEST_EFFORT_TTFT_US = 3_600_000_000
 """The deadline of a request whose promise is broken already: after everything that still has one."""
+BEST_EFFORT_TPOT_US = 1_000_000
+"""At least, and of the same: its decodes hurry nobody's prefill."""
 
 
 class RouterKey(NamedTuple):
@@ -93,7 +95,6 @@ class RequestState:
     base_index: int = 0
     started: bool = False
     """The worker has its Start."""
-    prefilled: bool = False
     revoking: bool = False
     ran: bool = False
     """Its first chunk has run: no longer revocable."""
@@ -136,6 +137,11 @@ class RequestState:
         return self.arrived_us + (BEST_EFFORT_TTFT_US if self.best_effort else self.slo.ttft_us)
 
     @property
+    def tpot_us(self) -> int:
+        """Between the others."""
+        return max(self.slo.tpot_us, BEST_EFFORT_TPOT_US) if self.best_effort else self.slo.tpot_us
+
+    @property
     def prefill_tokens(self) -> int:
         """What a worker must compute before the next token."""
         return self.prompt_tokens + self.committed
@@ -151,6 +157,7 @@ class RequestState:
         slo = slo_pb2.Slo()
         slo.CopyFrom(self.slo)
         slo.ttft_us = BEST_EFFORT_TTFT_US
+        slo.tpot_us = self.tpot_us
         return slo
 
     def note(self, kind: str, reason: str, now_us: int, numbers: Mapping[str, float] | None = None) -> Note:

@@ -10,7 +10,7 @@ from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_scheduler.core.actions import ActionResult, Actions, Outcome
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.cluster import describe
-from hyperflexis_scheduler.core.dispatch import DispatchPolicy
+from hyperflexis_scheduler.core.dispatch_policy import SchedulerPolicy
 from hyperflexis_scheduler.core.effects import CloseSession, Effect, ToRouter, ToWorker
 from hyperflexis_scheduler.core.grants import Grants
 from hyperflexis_scheduler.core.memory import Memory
@@ -46,7 +46,7 @@ class SchedulerCore:
     Time never goes back.
     """
 
-    def __init__(self, rules: Rules, policy: DispatchPolicy) -> None:
+    def __init__(self, rules: Rules, policy: SchedulerPolicy) -> None:
         self.rules = rules
         self.policy = policy
         self.not_leader = router_session_pb2.NotLeader()

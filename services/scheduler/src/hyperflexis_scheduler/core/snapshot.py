@@ -16,7 +16,6 @@ _RAN = frozenset(
         worker_session_pb2.REQUEST_PHASE_EXPORTED,
     }
 )
-_PREFILLED = frozenset({worker_session_pb2.REQUEST_PHASE_DECODE, worker_session_pb2.REQUEST_PHASE_EXPORTED})
 _ENDED = (Phase.REFUSED, Phase.FINISHED, Phase.CANCELLED)
 
 
@@ -60,7 +59,6 @@ class Snapshots:
                 state,
                 started=status.phase != worker_session_pb2.REQUEST_PHASE_AWAITING_START,
                 ran=status.phase in _RAN,
-                prefilled=status.phase in _PREFILLED,
             )
         if state.known:
             self._grants.send_placed(state, now_us)

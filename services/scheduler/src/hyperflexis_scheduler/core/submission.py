@@ -124,8 +124,6 @@ class Submissions:
         self._placement.send_queued(state, now_us)
 
     def _placed(self, state: RequestState, now_us: int) -> None:
-        worker = state.worker
-        assert worker is not None
         if state.router_attempt > state.attempt:
             # An older attempt than its router knows, adopted from a Snapshot: the router would ignore it.
             self._grants.cancel_attempt(state, "superseded")
@@ -134,8 +132,6 @@ class Submissions:
         elif state.router_attempt == state.attempt and state.router_attempt_failed:
             self._replace(state, now_us)
         else:
-            # Its deadline may be news, where the attempt came from a Snapshot.
-            worker.take(state)
             self._grants.send_placed(state, now_us)
 
     def _finished(self, state: RequestState, now_us: int) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
+import math
 
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.step_time import StepShape, StepTimeModel
+from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.heartbeat import Heartbeat
-from hyperflexis_scheduler.core.ledger import DueWork, Ledger
+from hyperflexis_scheduler.core.ledger import Ledger
+from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_scheduler.core.request import RequestState
 
 PREFILL_US_PER_TOKEN = 20.0
@@ -20,20 +21,23 @@ _PREFILLS = (capability_pb2.ROLE_UNSPECIFIED, capability_pb2.ROLE_MIXED, capabil
 
 
 class WorkerState:
-    """Identity, session, health and work of a worker. Changes of `eligible` go through Fleet.refresh."""
+    """Identity, session, health and work of a worker. Changes of `eligible` go through Fleet.refresh.
 
-    def __init__(self, register: worker_session_pb2.Register, session: int, now_us: int) -> None:
+    What dispatch has to know is in the worker's row of the loads, which only this class writes.
+    """
+
+    def __init__(self, register: worker_session_pb2.Register, session: int, now_us: int, loads: WorkerLoads) -> None:
         self.key = WorkerKey.of(register.identity)
         self.attempts: dict[str, RequestState] = {}
         """Current attempts that are here and have not ended."""
         self.revocable: dict[str, RequestState] = {}
         """Those of them whose first chunk is not known to have run, oldest first."""
+        self.slot = loads.open()
+        self._loads = loads
         self.ledger = Ledger()
-        self.due = DueWork()
         self.load = worker_session_pb2.WorkerLoad()
         self.telemetry = worker_session_pb2.Telemetry()
         self.step_time = capability_pb2.StepTimeModel()
-        self.us_per_token = PREFILL_US_PER_TOKEN
         self.draining = False
         self.drain_reason = ""
         self.undo_seq: int | None = None
@@ -46,6 +50,8 @@ class WorkerState:
         self._busy_until_us = 0
         self._stepped_us = now_us
         self._steps = 0
+        self._model = StepTimeModel(0.0, 0.0, PREFILL_US_PER_TOKEN, 0.0, 0.0, host_us=0.0)
+        self._show_model()
         self.opened(register, session, now_us)
 
     def opened(self, register: worker_session_pb2.Register, session: int, now_us: int) -> None:
@@ -67,6 +73,7 @@ class WorkerState:
         self.report_seq = 0
         self.pulse = Heartbeat(now_us)
         self.ledger.restart()
+        self._show_queue()
 
     def command_lost(self, applied_seq: int, limit_us: int, now_us: int) -> bool:
         """Have reports been silent about the next command for too long? The last one before a pause leaves no
@@ -101,38 +108,53 @@ class WorkerState:
     def leaving(self) -> bool:
         return self.draining or self.readiness == capability_pb2.READINESS_DRAINING
 
-    @property
-    def requests(self) -> int:
-        """Reports lag behind, and do not count what still waits for its Start: the larger view is right."""
-        reported, granted = self.ledger.requests, len(self.attempts)
-        return reported if reported > granted else granted
-
-    def holds(self, tokens: int) -> bool:
-        """Has the context for so many tokens."""
-        return tokens <= (self.capabilities.context_length or tokens)
-
     def take(self, state: RequestState) -> None:
-        """An attempt is here now; call again when its deadline becomes known."""
+        """An attempt is here now."""
         self.attempts[state.request_id] = state
         if not state.ran:
             self.revocable[state.request_id] = state
-        if state.known and not state.prefilled:
-            self.due.add(state.request_id, state.deadline_us, state.prefill_tokens)
+        self._show_requests()
 
     def drop(self, request_id: str) -> None:
         self.attempts.pop(request_id, None)
         self.revocable.pop(request_id, None)
-        self.due.remove(request_id)
+        self._show_requests()
 
-    def report_load(self, load: worker_session_pb2.WorkerLoad, now_us: int) -> None:
+    def charge(self, seq: int, state: RequestState) -> None:
+        """Its Run was sent as command `seq`."""
+        tokens = state.prefill_tokens
+        self.ledger.charge(seq, state.request_id, tokens, int(self._model.prefill_us(tokens)))
+        self._show_queue()
+
+    def leave(self) -> None:
+        """For good; its row is another worker's from now on."""
+        self.gone = True
+        self._loads.close(self.slot)
+
+    def reported(self, applied_seq: int, load: worker_session_pb2.WorkerLoad | None, now_us: int) -> None:
+        """`load` (None: as before) reflects every command up to `applied_seq`."""
+        self.ledger.apply(applied_seq)
+        if load is not None:
+            self._take_load(load, now_us)
+        self._show_queue()
+
+    def _take_load(self, load: worker_session_pb2.WorkerLoad, now_us: int) -> None:
         self.load = load
+        self._show_load()
         if load.steps != self._steps or not load.waiting + load.running:
             self._stepped_us = now_us
         self._steps = load.steps
 
     def report_step_time(self, model: capability_pb2.StepTimeModel) -> None:
+        """A model that cannot be (no number, or a negative one) is none."""
+        values = (model.c0_us, model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us, model.host_us)
+        if not all(0 <= value < math.inf for value in values):
+            return
         self.step_time = model
-        self.us_per_token = model.c2_us or PREFILL_US_PER_TOKEN
+        c0_us, c1_us, c2_us, *others = values
+        self._model = StepTimeModel(c0_us, c1_us, c2_us or PREFILL_US_PER_TOKEN, *others)
+        self._show_model()
+        self._show_queue()
 
     def report_busy(self, for_us: int, now_us: int) -> None:
         self._busy_until_us = max(self._busy_until_us, now_us + for_us)
@@ -163,8 +185,7 @@ class WorkerState:
             self._behind_since_us = min(now_us, self._behind_since_us + gap_us)
 
     def _predicted_step_us(self) -> float:
-        model = self.step_time
-        if not model.c0_us:
+        if not self._model.c0_us:
             return 0.0
         chunk = min(self.load.queued_prefill_tokens, self.capabilities.max_num_tokens)
         shape = StepShape(
@@ -172,19 +193,36 @@ class WorkerState:
             decodes=self.load.running,
             decode_context_tokens=self.load.decode_context_tokens,
         )
-        coefficients = (model.c0_us, model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us, model.host_us)
-        return StepTimeModel(*coefficients).predict_us(shape)
+        return self._model.predict_us(shape)
 
+    def _show(self, field: int, value: float) -> None:
+        if not self.gone:
+            self._loads.set(self.slot, field, value)
 
-def work_due_us(workers: Iterable[WorkerState], deadline_us: int) -> list[float]:
-    """For each, the predicted prefill time of what is due before a deadline; work of unknown deadline counts as due."""
-    found = []
-    for worker in workers:
-        # Every worker at every decision: one call more for each costs a tenth of it all.
-        due = worker.due
-        before = (due.sums or due.sum())[bisect_right(due.deadlines, deadline_us)]
-        queued = worker.ledger.queued_tokens
-        if queued > due.total:
-            before += queued - due.total
-        found.append(before * worker.us_per_token)
-    return found
+    def _show_requests(self) -> None:
+        """Reports lag behind, and do not count what still waits for its Start: the larger view is right."""
+        reported = self.load.waiting + self.load.running + len(self.ledger)
+        self._show(columns.REQUESTS, max(reported, len(self.attempts)))
+
+    def _show_queue(self) -> None:
+        load, ledger = self.load, self.ledger
+        tokens = load.queued_prefill_tokens
+        self._show(columns.QUEUED_TOKENS, tokens + ledger.tokens)
+        # Of whose prompts the tokens are is not known where the worker does not say how long they take.
+        queued_us = load.queued_prefill_us or tokens * self._model.c2_us
+        self._show(columns.QUEUED_US, queued_us + ledger.prefill_us)
+        self._show_requests()
+
+    def _show_load(self) -> None:
+        load, kv = self.load, self.load.kv
+        self._show(columns.SHARE, load.prefill_share if 0 < load.prefill_share <= 1 else 1.0)
+        self._show(columns.RUNNING, load.running)
+        self._show(columns.CONTEXT, load.decode_context_tokens)
+        self._show(columns.KV_USED, (kv.total_blocks - kv.free_blocks) * kv.block_tokens)
+        self._show(columns.KV_TOKENS, kv.total_blocks * kv.block_tokens)
+
+    def _show_model(self) -> None:
+        model = self._model
+        self._show(columns.C0, model.c0_us + model.host_us)
+        for field, value in enumerate((model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us), columns.C1):
+            self._show(field, value)

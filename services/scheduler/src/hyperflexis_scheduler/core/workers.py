@@ -43,7 +43,7 @@ class Workers:
         if cell.fleet.lives.joined(key):
             cell.remember()
         if worker is None:
-            worker = WorkerState(register, session, now_us)
+            worker = WorkerState(register, session, now_us, cell.fleet.loads)
             cell.fleet.add(worker)
         else:
             if worker.session is not None:
@@ -128,8 +128,7 @@ class Workers:
         if worker.hung and worker.recovered(snapshot.load):
             worker.hung = False
         worker.snapshotted = True
-        worker.ledger.apply(0, snapshot.load)
-        worker.report_load(snapshot.load, now_us)
+        worker.reported(0, snapshot.load, now_us)
         self._snapshots.reconcile(worker, snapshot, now_us)
         self._reports.standing(worker, snapshot.role, snapshot.readiness)
         self._actions.repeat_standing(worker)

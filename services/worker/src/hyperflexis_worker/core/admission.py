@@ -61,5 +61,7 @@ def sequence_of(
         tpot_us=run.slo.tpot_us,
         weight=run.slo.weight or 1.0,
         tier=run.slo.tier,
+        max_gap_us=run.slo.max_gap_us or max(4 * run.slo.tpot_us, 250_000),
+        tenant=run.tenant,
         committed=packing.count(start.committed),
     )

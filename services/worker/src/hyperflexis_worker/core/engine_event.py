@@ -40,6 +40,8 @@ class EngineEvent:
     waiting: int = 0
     running: int = 0
     queued_prefill_tokens: int = 0
+    queued_prefill_us: int = 0
+    prefill_share: float = 0.0
     decode_context_tokens: int = 0
     free_blocks: int = 0
     steps: int = 0

@@ -59,11 +59,15 @@ class EngineView:
 
     def load(self, now_us: int) -> worker_session_pb2.WorkerLoad:
         """What the engine has to do. `stalled_us`, in steps of 100 ms: how long it has had work and not stepped."""
-        event = self._event
+        event, unanswered = self._event, sum(self._unanswered.values())
+        # What has only just been sent has not been looked at by the engine: as long, for each token, as what has.
+        us_per_token = event.queued_prefill_us / event.queued_prefill_tokens if event.queued_prefill_tokens else 0.0
         return worker_session_pb2.WorkerLoad(
             waiting=event.waiting + len(self._unanswered),
             running=event.running,
-            queued_prefill_tokens=event.queued_prefill_tokens + sum(self._unanswered.values()),
+            queued_prefill_tokens=event.queued_prefill_tokens + unanswered,
+            queued_prefill_us=event.queued_prefill_us + int(unanswered * us_per_token),
+            prefill_share=round(event.prefill_share, 2),
             decode_context_tokens=event.decode_context_tokens,
             kv=capability_pb2.KvPoolStats(
                 total_blocks=self._total_blocks, free_blocks=event.free_blocks, block_tokens=self._block_tokens

@@ -1,12 +1,14 @@
-"""How long answers get, learned per tier: what admission leaves room for."""
+"""How long answers get, learned per tier: what admission leaves room for and what a victim's size is judged by."""
 
 from __future__ import annotations
 
-from hyperflexis_worker.core.sequence import Sequence
+import numpy as np
+
+from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue
 
 PRIOR_TOKENS = 128.0
 """Believed of a tier that nothing is known of yet."""
-MEMORY = 64
+MEMORY = 256
 """Answers that a mean looks back on, about."""
 
 
@@ -24,7 +26,15 @@ class OutputLengths:
     def mean(self, tier: str) -> float:
         return self._means.get(tier, (PRIOR_TOKENS, 1))[0]
 
-    def remaining(self, sequence: Sequence) -> int:
+    def remaining(self, tier: str, made: int, max_tokens: int) -> float:
         """Output tokens that are still to come, as far as one can tell: one beyond the mean has half of it left."""
-        mean, made = self.mean(sequence.tier), len(sequence.output)
-        return min(sequence.max_tokens - made, int(max(mean - made, mean / 2)) + 1)
+        mean = self.mean(tier)
+        return min(max_tokens - made, max(mean - made, mean / 2) + 1)
+
+    def remaining_of(self, queue: PrefillQueue) -> Floats:
+        """[len(queue)] The same for all who wait."""
+        mean = np.array([self.mean(tier) for tier in queue.tiers])[queue.tier]
+        made = queue.made
+        expected = np.maximum(mean - made, mean / 2) + 1
+        remaining: Floats = np.minimum(queue.max_tokens - made, expected)
+        return remaining

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from hyperflexis.common.v1 import slo_pb2
-from hyperflexis_common.step_time import StepShape
+from hyperflexis_common.step_time import StepShape, StepTimeModel
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.sequence import Sequence
@@ -50,6 +50,15 @@ class StepPlan:
 class StepPlanner(Protocol):
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         """The next step. `running` own blocks, in the order they were admitted; `waiting` own none."""
+        ...
+
+    def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
+        """The plan made last took so long; `model` is the newest fit. Called before its tokens are committed."""
+        ...
+
+    @property
+    def prefill_share(self) -> float:
+        """Of the time while prompts wait, what goes into prefill, as far as is known."""
         ...
 
 
@@ -115,6 +124,13 @@ class BudgetPlanner:
             self._admit(plan, keep, waiting, pool, free, budget)
         return plan
 
+    def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
+        """Learns nothing."""
+
+    @property
+    def prefill_share(self) -> float:
+        return 1.0
+
     def _admit(
         self, plan: StepPlan, keep: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, free: int, budget: int
     ) -> None:
@@ -139,4 +155,5 @@ class BudgetPlanner:
 
     def _growth(self, sequence: Sequence, blocks: int, pool: BlockPool) -> int:
         """Blocks that it is expected to need beyond these."""
-        return max(pool.blocks_for(sequence.num_tokens + self._lengths.remaining(sequence)) - blocks, 0)
+        remaining = int(self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens))
+        return max(pool.blocks_for(sequence.num_tokens + remaining) - blocks, 0)

@@ -58,8 +58,12 @@ class Sequence:
     """On this worker's clock: when the full request was received by the router."""
     ttft_us: int = 1_000_000
     tpot_us: int = 100_000
+    max_gap_us: int = 250_000
     weight: float = 1.0
     tier: str = ""
+    tenant: str = ""
+    number: int = 0
+    """Counts the sequences of an engine, in the order in which they came."""
     committed: int = 0
     """Output tokens that came with the Start."""
     computed: int = 0
@@ -70,6 +74,8 @@ class Sequence:
     """Of the prompt, found in the prefix cache when it was first admitted."""
     started: bool = False
     """A chunk of it has run at least once: no longer revocable."""
+    next_due_us: int | None = None
+    """When its next token is due, while it decodes, and after it lost its blocks in the middle of that."""
     _hashes: list[bytes] = field(default_factory=list)
 
     @property
@@ -88,6 +94,20 @@ class Sequence:
     @property
     def first_token_due_us(self) -> int:
         return self.arrival_us + self.ttft_us
+
+    @property
+    def due_us(self) -> int:
+        """When its next token is due."""
+        return self.first_token_due_us if self.next_due_us is None else self.next_due_us
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.prompt)
+
+    @property
+    def made(self) -> int:
+        """Output tokens, committed ones included."""
+        return len(self.output)
 
     def hashes(self, blocks: int, block_tokens: int) -> list[bytes]:
         """Chained hashes of the first `blocks` full blocks of prompt and output (common.prefix)."""

@@ -61,6 +61,7 @@ class StepLoop:
         self._lengths = lengths or OutputLengths()
         self._running: dict[str, Sequence] = {}
         self._waiting: dict[str, Sequence] = {}
+        self._added = 0
 
     @property
     def busy(self) -> bool:
@@ -84,6 +85,8 @@ class StepLoop:
             raise ValueError(f"{sequence.request_id} is already here")
         if not self.fits(sequence):
             raise ValueError(f"{len(sequence.prompt) + sequence.max_tokens} tokens exceed the KV pool")
+        self._added += 1
+        sequence.number = self._added
         self._waiting[sequence.request_id] = sequence
 
     def cancel(self, request_id: str, attempt: Attempt | None = None) -> Sequence | None:

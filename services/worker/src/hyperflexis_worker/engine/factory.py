@@ -10,6 +10,9 @@ from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import BudgetPlanner, StepPlanner
+from hyperflexis_worker.core.policy_planner import PolicyPlanner
+from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.step_loop import Executor
 from hyperflexis_worker.engine.frames import EngineReady
 
@@ -24,13 +27,24 @@ class BuiltEngine:
     ready: EngineReady
 
 
+def _planner(settings: WorkerSettings, model: StepTimeModel, lengths: OutputLengths) -> StepPlanner:
+    limits = settings.max_num_tokens, settings.max_num_seqs
+    match settings.policy:
+        case "hyperflexis":
+            return PolicyPlanner(SloPolicy(model, *limits, lengths), lengths)
+        case "scorpio":
+            return PolicyPlanner(ScorpioPolicy(model, *limits, lengths), lengths)
+        case order:
+            return BudgetPlanner(*limits, order, lengths)
+
+
 def build_engine(settings: WorkerSettings) -> BuiltEngine:
     """Loads weights and makes the pool; takes as long as that takes. Raises ValueError or OSError."""
     model = settings.served_model()
     seed = load_profile(settings.profile)
     pool = BlockPool(settings.num_blocks, settings.block_tokens, settings.prefix_cache)
     lengths = OutputLengths()
-    planner = BudgetPlanner(settings.max_num_tokens, settings.max_num_seqs, settings.order, lengths)
+    planner = _planner(settings, seed.scaled(settings.time_scale) if settings.engine == "modelled" else seed, lengths)
     hash_block_tokens = pool.block_tokens if pool.prefix_cache else 0
     if settings.engine == "modelled":
         from hyperflexis_worker.modelled import ModelledExecutor

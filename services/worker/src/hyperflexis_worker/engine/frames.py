@@ -32,6 +32,8 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     tpot_us: int
     weight: float
     tier: str
+    max_gap_us: int = 250_000
+    tenant: str = ""
 
 
 class Drop(msgspec.Struct, tag=True, frozen=True):
@@ -108,6 +110,10 @@ class EngineLoad(msgspec.Struct, frozen=True):
     free_blocks: int = 0
     cached_blocks: int = 0
     steps: int = 0
+    queued_prefill_us: int = 0
+    """Predicted time of the prefill that waits, in steps that are busy anyway."""
+    prefill_share: float = 1.0
+    """Of the time while prompts wait, what goes into prefill."""
 
 
 class StepTime(msgspec.Struct, frozen=True):

@@ -150,10 +150,12 @@ class EngineLoop:
         shape = plan.shape
         predicted = self._fit.model.predict_us(shape)
         sampled = self._engine.executor.execute(plan.chunks) if plan.chunks else Sampled([])
+        took_us = self._clock.now_us() - began
+        if plan.chunks:
+            self._fit.observe(shape, took_us)
+            self._engine.planner.stepped(plan, predicted, took_us, self._fit.model)
         result = self._loop.commit(plan, sampled)
         self._steps += 1
-        took_us = self._clock.now_us() - began
-        self._fit.observe(shape, took_us)
         for end in result.ended:
             self._ended.append(_ended(end.sequence, end.reason, end.stop_token_id))
             self._forget(end.sequence)
@@ -184,14 +186,17 @@ class EngineLoop:
     def _load(self) -> frames.EngineLoad:
         running = list(self._loop.running)
         waiting = list(self._loop.waiting)
+        prefills = [s for s in (*waiting, *running) if not s.decoding]
         return frames.EngineLoad(
             waiting=len(waiting),
             running=len(running),
-            queued_prefill_tokens=sum(s.to_compute for s in (*waiting, *running) if not s.decoding),
+            queued_prefill_tokens=sum(s.to_compute for s in prefills),
             decode_context_tokens=sum(s.num_tokens for s in running if s.decoding),
             free_blocks=self._engine.pool.free,
             cached_blocks=self._engine.pool.cached,
             steps=self._steps,
+            queued_prefill_us=int(sum(self._fit.model.prefill_us(s.to_compute, s.computed) for s in prefills)),
+            prefill_share=self._engine.planner.prefill_share,
         )
 
     def _take_ended(self) -> list[frames.EndedSequence]:
@@ -219,6 +224,8 @@ def sequence_of(add: frames.Add) -> Sequence:
         tpot_us=add.tpot_us,
         weight=add.weight,
         tier=add.tier,
+        max_gap_us=add.max_gap_us,
+        tenant=add.tenant,
         committed=packing.count(add.committed),
     )
 

@@ -1,0 +1,77 @@
+"""What is selected, and how a target is judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from slo_environments import Environment
+from slo_selection import NAMED, default_jobs, full_jobs, narrowed, quick_jobs
+from slo_targets import verdicts
+
+from hyperflexis_sim.policies import POLICIES
+
+Row = dict[str, Any]
+
+
+def row(policy: str, attainment: float, seed: int = 0, load: float = 2.0, **more: float) -> Row:
+    latencies = {"ttft_p99_ms": 100.0, "e2e_p99_ms": 1_000.0} | more
+    about = {"trace": "mix", "profile": "h200/m/tp1", "workers": 4, "tier": "all", "load": load, "seed": seed}
+    return {**about, "policy": policy, "attainment": attainment, **latencies}
+
+
+def verdict(rows: list[Row], words: str) -> Row:
+    return next(found for found in verdicts(rows) if words in found["target"])
+
+
+def test_round_robin_counts_only_where_it_fails() -> None:
+    rows = [row("hyperflexis", 0.8), row("round_robin+fcfs2048", 0.1)]
+    assert verdict(rows, "4.44 x")["holds"] is True
+    assert verdict([row("hyperflexis", 0.4), rows[1]], "4.44 x")["holds"] is False
+    assert verdict([rows[0], row("round_robin+fcfs2048", 0.5)], "4.44 x")["holds"] is None
+
+
+def test_the_best_baseline_is_met_seed_by_seed() -> None:
+    rows = [row("hyperflexis", 0.80 + seed / 100, seed) for seed in range(5)]
+    tie = [row("jsq+qoserve", 0.804 + seed / 100, seed) for seed in range(5)]
+    found = verdict(rows + tie, "best baseline -0.005")
+    assert (found["holds"], found["points"], found["missed"], found["unsure"]) == (True, 1, 0, 0)
+    better = [row("jsq+scorpio", 0.81, 0)]
+    found = verdict(rows + tie + better, "best baseline -0.005")
+    assert (found["holds"], found["missed"], found["unsure"]) == (False, 1, 1)
+    assert "jsq+scorpio" in found["worst"]
+
+
+def test_a_baseline_that_keeps_nothing_is_beaten() -> None:
+    rows = [row("hyperflexis", 0.8), row("polyserve+fcfs512", 0.0)]
+    assert verdict(rows, "1.15 x polyserve")["holds"] is True
+    assert (
+        verdict([row("hyperflexis", 0.8, load=1.25), row("polyserve+fcfs512", 0.8, load=1.25)], "1.15 x poly")["holds"]
+        is None
+    )
+
+
+def test_latencies_are_compared_at_load_1() -> None:
+    rows = [row("hyperflexis", 0.9, load=1.0), row("round_robin+fcfs2048", 0.5, load=1.0, e2e_p99_ms=1_400.0)]
+    assert verdict(rows, "TTFT of served")["holds"] is False
+    assert verdict(rows, "0.7 x round_robin")["holds"] is False
+    assert verdict([row("hyperflexis", 0.9, load=1.0, e2e_p99_ms=900.0), rows[1]], "0.7 x round_robin")["holds"] is True
+
+
+def test_every_selection_has_what_the_targets_name() -> None:
+    for jobs in (default_jobs(), full_jobs()):
+        mixes = [job for job in jobs if job.environment == Environment("mix_poisson", "h200", 4)]
+        assert {job.policy for job in mixes if job.seed == 4} >= {"hyperflexis", *NAMED}
+        assert {job.policy for job in mixes} == set(POLICIES)
+        assert len(set(jobs)) == len(jobs)
+    assert {job.seed for job in quick_jobs()} == {0}
+
+
+def test_a_selection_can_be_narrowed() -> None:
+    kept = narrowed(default_jobs(), ["mix_poisson/h200/4"], ["hyperflexis"], 2)
+    assert {job.environment.name for job in kept} == {"mix_poisson/h200/4"}
+    assert sorted({job.seed for job in kept}) == [0, 1] and len(kept) == 14
+    with pytest.raises(ValueError, match="unknown environment 'mix'"):
+        narrowed(default_jobs(), ["mix"], [], None)
+    with pytest.raises(ValueError, match="unknown policy 'fifo'"):
+        narrowed(default_jobs(), [], ["fifo"], None)

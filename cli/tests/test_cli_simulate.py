@@ -1,0 +1,96 @@
+"""`hyperflexis simulate` from a trace to rows, and what it says of input that it cannot use."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from hyperflexis_cli.app import app
+
+TIERS = """tiers:
+  - {name: fast, ttft_ms: 300, tpot_ms: 30}
+  - {name: slow, ttft_ms: 9000, tpot_ms: 150}
+"""
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "some.csv"
+    rows = [f"{at * 0.2:.1f},{100 + 37 * at % 900},{5 + at % 40}" for at in range(40)]
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    return path
+
+
+def simulate(*arguments):
+    return CliRunner().invoke(app, ["simulate", *map(str, arguments)])
+
+
+def test_rows_table_and_page(trace, tmp_path):
+    tiers, rows_path = tmp_path / "tiers.yaml", tmp_path / "deep" / "rows.json"
+    tiers.write_text(TIERS)
+    policies = ["hyperflexis", "round_robin+fcfs2048"]
+    arguments = ["--tiers", tiers, "--workers", 2, "--policy", ",".join(policies), "--load", "1,20", "--seed", 7]
+    result = simulate("--trace", trace, "--json", rows_path, "--plot", *arguments)
+    assert result.exit_code == 0, result.output
+    rows = json.loads(rows_path.read_text())["rows"]
+    assert len(rows) == 2 * 2 * 3
+    assert {(row["policy"], row["load"]) for row in rows} == {(name, load) for name in policies for load in (1.0, 20.0)}
+    assert {row["tier"] for row in rows} == {"fast", "slow", "all"}
+    assert {(row["trace"], row["workers"], row["seed"]) for row in rows} == {("some", 2, 7)}
+    assert "x real time" in result.output and "round_robin+fcfs2048" in result.output
+    page = rows_path.with_suffix(".html").read_text()
+    assert page.count("<svg") == 2 and "tiers of hyperflexis" in page
+
+
+def test_a_seed_gives_one_file(trace, tmp_path):
+    texts = []
+    for name in ("one.json", "other.json"):
+        assert simulate("--trace", trace, "--json", tmp_path / name).exit_code == 0
+        texts.append((tmp_path / name).read_text())
+    assert texts[0] == texts[1]
+
+
+def test_duration_counts_seconds_as_simulated(trace, tmp_path):
+    path = tmp_path / "rows.json"
+    assert simulate("--trace", trace, "--json", path, "--duration", 2, "--load", 2).exit_code == 0
+    assert json.loads(path.read_text())["rows"][-1]["requests"] == 20
+
+
+def test_policies_are_listed_without_anything_else():
+    result = simulate("--policy", "list")
+    assert result.exit_code == 0
+    assert "hyperflexis" in result.output and "jsq+qoserve_literal" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--policy", "fifo"], "unknown policy 'fifo'; known: hyperflexis"),
+        (["--policy", ","], "--policy names none"),
+        (["--load", "1,x"], "--load takes factors above 0"),
+        (["--load", "0"], "--load takes factors above 0"),
+        (["--duration", "-1"], "--duration must be above 0"),
+        (["--duration", "0.0001", "--load", "0.001"], ""),
+        (["--profile", "abacus/llama/tp1"], "abacus"),
+        (["--tiers", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+        (["--trace", "/nowhere.csv"], "cannot read /nowhere.csv"),
+        (["--workers", "0"], "--workers"),
+        (["--json", "/proc/nowhere/rows.json"], "cannot write"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(trace, tmp_path, arguments, message):
+    result = simulate("--trace", trace, "--json", tmp_path / "rows.json", *arguments)
+    assert result.exit_code == (2 if message else 0), result.output
+    assert message in " ".join(result.stderr.split())
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("rows", [["0,5,5"], ["1,5,5", "1,6,6"]])
+def test_a_trace_without_a_rate_is_refused(tmp_path, rows):
+    path = tmp_path / "one.csv"
+    path.write_text("\n".join(["arrival_s,prompt_tokens,output_tokens", *rows]) + "\n")
+    result = simulate("--trace", path, "--json", tmp_path / "rows.json")
+    assert result.exit_code == 2
+    assert "requests that arrive at different times" in result.stderr

@@ -1,0 +1,136 @@
+"""Which worker gets a request. One class a policy; each says why and with which numbers.
+
+A policy sees what is asked (`Ask`) and what every worker has to do (`WorkerLoads`), no sessions and no clock: the same
+objects run in the scheduler and in the simulator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from hyperflexis_scheduler.core.loads import C0, QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Slots, WorkerLoads
+
+
+class Ask(NamedTuple):
+    """A request as the dispatcher sees it; times in microseconds."""
+
+    prefill_tokens: int
+    age_us: float
+    """Since it arrived."""
+    ttft_us: float
+    tpot_us: float
+    max_tokens: int
+    tier: str = ""
+    expected_tokens: float = 0.0
+    """Output tokens that requests of this tier make on average; 0 = not known."""
+
+
+class Choice(NamedTuple):
+    slot: int
+    reason: str
+    numbers: Mapping[str, float]
+
+
+class DispatchPolicy(Protocol):
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        """One of the slots, of which there is at least one."""
+        ...
+
+
+class SchedulerPolicy(DispatchPolicy, Protocol):
+    """One that says, too, in which order requests wait that have no place to go."""
+
+    def hold_key(self, deadline_us: int) -> int:
+        """Smallest first; equal ones go in order of arrival."""
+        ...
+
+
+def in_time(ask: Ask, loads: WorkerLoads, among: Slots) -> Slots:
+    """Those of the slots where the first token would not come too late: what is queued there, the request's own
+    prefill, and the step that makes the token."""
+    prefill_us = loads.of(QUEUED_US, among) + loads.prefill_us(ask.prefill_tokens, among)
+    needed_us = prefill_us / loads.of(SHARE, among) + loads.of(C0, among)
+    return among[ask.age_us + needed_us <= ask.ttft_us]
+
+
+class RoundRobin:
+    """Each worker in turn."""
+
+    def __init__(self) -> None:
+        self._turn = 0
+
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        slot = int(among[self._turn % len(among)])
+        self._turn += 1
+        return Choice(slot, "round_robin", {"candidates": len(among)})
+
+    def hold_key(self, deadline_us: int) -> int:
+        return 0
+
+
+class Least:
+    """The worker with the least of one number; ties go in turn."""
+
+    def __init__(self, field: int, reason: str) -> None:
+        self._field = field
+        self._reason = reason
+        self._turn = 0
+
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        values = loads.of(self._field, among)
+        least = float(values.min())
+        ties = np.flatnonzero(values == least)
+        slot = int(among[ties[self._turn % len(ties)]])
+        self._turn += 1
+        return Choice(slot, self._reason, {"candidates": len(among), self._reason.removeprefix("least_"): least})
+
+    def hold_key(self, deadline_us: int) -> int:
+        return 0
+
+
+def least_requests() -> Least:
+    """Fewest requests waiting or running."""
+    return Least(REQUESTS, "least_requests")
+
+
+def least_queued_tokens() -> Least:
+    """Join the shortest queue, in prompt tokens (Splitwise's token JSQ)."""
+    return Least(QUEUED_TOKENS, "least_queued_tokens")
+
+
+class EarliestFirstToken:
+    """The worker whose queue and the request's own prefill would be done first, by each one's own step-time model and
+    the share of its time that prefill gets there. Sent at once; who is served when is the worker's choice."""
+
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
+        own_us = loads.prefill_us(ask.prefill_tokens, among)
+        queued_us = loads.of(QUEUED_US, among)
+        share = loads.of(SHARE, among)
+        requests = loads.of(REQUESTS, among)
+        # A request costs a millisecond beyond its tokens: it tells idle workers apart, and spreads the decodes.
+        until_us = (queued_us + own_us) / share + 1_000.0 * requests
+        at = int(until_us.argmin())
+        numbers = {
+            "candidates": len(among),
+            "queued_prefill_us": float(queued_us[at]),
+            "own_prefill_us": float(own_us[at]),
+            "prefill_share": float(share[at]),
+            "requests": float(requests[at]),
+            "predicted_ttft_us": ask.age_us + float((queued_us[at] + own_us[at]) / share[at]),
+        }
+        return Choice(int(among[at]), "earliest_first_token", numbers)
+
+    def hold_key(self, deadline_us: int) -> int:
+        return deadline_us
+
+
+POLICIES: dict[str, Callable[[], SchedulerPolicy]] = {
+    "hyperflexis": EarliestFirstToken,
+    "round_robin": RoundRobin,
+    "least_requests": least_requests,
+    "jsq": least_queued_tokens,
+}
+"""Those of the live scheduler, by the name in its settings."""

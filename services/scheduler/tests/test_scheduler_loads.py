@@ -1,0 +1,191 @@
+"""The rows that dispatch reads: after any history they are what a computation from scratch gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hyperflexis.common.v1 import capability_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_scheduler.core import loads as columns
+from hyperflexis_scheduler.core.loads import WorkerLoads
+from hyperflexis_scheduler.core.request import Phase
+
+
+class Twin:
+    """What one worker has said and was told, remembered plainly."""
+
+    def __init__(self, stage: Any, name: str) -> None:
+        self.stage = stage
+        self.name = name
+        self.incarnation = 0
+        self.connect(anew=True)
+
+    def connect(self, anew: bool) -> None:
+        """A session, of a new life or of the same one."""
+        if anew:
+            self.incarnation += 1
+            self.model = (0.0, 0.0, 20.0, 0.0, 0.0, 0.0)
+        self.applied = 0
+        self.charges: list[tuple[int, str, int, int]] = []
+        self.seen = 0
+        self.peer = self.stage.worker(self.name, self.incarnation, snapshot=False)
+        status = [
+            self.stage.status(state.request_id, state.attempt)
+            for state in self.state.attempts.values()
+            if not anew and state.started
+        ]
+        self.load = ws.WorkerLoad(waiting=len(status))
+        self.peer.snapshot(*status, **{"waiting": len(status)} if status else {})
+
+    @property
+    def state(self) -> Any:
+        return self.stage.core.cell.fleet.by_id[self.name]
+
+    @property
+    def here(self) -> bool:
+        worker = self.stage.core.cell.fleet.by_id.get(self.name)
+        return worker is not None and worker.session == self.peer.session
+
+    def look(self) -> None:
+        """Runs that have come; each costs what the model said when it was sent."""
+        for message in self.peer.got[self.seen :]:
+            if message.WhichOneof("message") == "run":
+                tokens = message.run.prompt_tokens + message.run.base_index
+                us = int(self.model[2] * tokens + self.model[3] * tokens * tokens / 2)
+                self.charges.append((message.seq, message.run.request_id, tokens, us))
+        self.seen = len(self.peer.got)
+
+    def report(self, behind: int, load: dict[str, Any] | None, model: tuple[float, ...] | None) -> None:
+        newest = max((message.seq for message in self.peer.got), default=0)
+        applied = max(self.applied, newest - behind)
+        fields: dict[str, Any] = {"applied_seq": applied}
+        if model is not None:
+            names = ("c0_us", "c1_us", "c2_us", "c3_us", "c4_us", "c5_us")
+            fields["step_time"] = capability_pb2.StepTimeModel(**dict(zip(names, model, strict=True)), host_us=7.0)
+        self.applied = applied
+        self.load = ws.WorkerLoad(**(load or {}))
+        self.peer.report(load=load, **fields)
+        if model is not None:
+            c0_us, c1_us, c2_us, *others = model
+            self.model = (c0_us + 7.0, c1_us, c2_us or 20.0, *others)
+
+    def row(self) -> list[float]:
+        load = self.load
+        charges = [charge for charge in self.charges if charge[0] > self.applied]
+        states = self.stage.core.cell.book._requests.values()
+        granted = sum(s.phase is Phase.PLACED and s.worker.key.worker_id == self.name for s in states)
+        return [
+            max(load.waiting + load.running + len(charges), granted),
+            load.queued_prefill_tokens + sum(charge[2] for charge in charges),
+            (load.queued_prefill_us or load.queued_prefill_tokens * self.model[2]) + sum(c[3] for c in charges),
+            load.prefill_share or 1.0,
+            load.running,
+            load.decode_context_tokens,
+            (load.kv.total_blocks - load.kv.free_blocks) * load.kv.block_tokens,
+            load.kv.total_blocks * load.kv.block_tokens,
+            *self.model,
+        ]
+
+
+def check(stage: Any, twins: list[Twin]) -> None:
+    fleet = stage.core.cell.fleet
+    here = {twin.name: twin for twin in twins if twin.here}
+    assert len({worker.slot for worker in fleet}) == len(list(fleet))
+    assert fleet.loads.column(0).size - len(fleet.loads._free) == len(list(fleet))
+    for worker in fleet:
+        if worker.key.worker_id in here:
+            row = [fleet.loads.get(worker.slot, field) for field in range(columns.FIELDS)]
+            assert row == here[worker.key.worker_id].row()
+    for pool in fleet.pools.values():
+        assert pool.slots.tolist() == [worker.slot for worker in pool.eligible]
+        assert [pool.at[slot] for slot in pool.slots.tolist()] == pool.eligible
+
+
+numbers = st.integers(0, 1_000)
+load_fields = st.fixed_dictionaries(
+    {"steps": st.just(0)},
+    optional={
+        "waiting": numbers,
+        "queued_prefill_tokens": numbers,
+        "queued_prefill_us": numbers,
+        "decode_context_tokens": numbers,
+        "prefill_share": st.sampled_from([0.25, 0.5, 1.0]),
+        "kv": st.builds(
+            capability_pb2.KvPoolStats,
+            total_blocks=st.just(90),
+            free_blocks=st.integers(0, 90),
+            block_tokens=st.just(16),
+        ),
+    },
+)
+models = st.tuples(*[st.sampled_from([0.0, 0.5, 30.0])] * 6)
+events = st.one_of(
+    st.tuples(st.just("submit"), st.integers(1, 500), st.none()),
+    st.tuples(st.just("report"), st.integers(0, 3), st.tuples(load_fields, models | st.none())),
+    st.tuples(st.sampled_from(["started", "gave_up", "lost", "finished", "revoked"]), st.none(), st.none()),
+    st.tuples(st.sampled_from(["back", "anew", "left", "drain", "cancel"]), st.none(), st.none()),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(story=st.lists(st.tuples(st.integers(0, 2), events), max_size=40))
+def test_rows_are_what_a_computation_from_scratch_gives(make_stage, story):
+    stage = make_stage()
+    twins = [Twin(stage, f"w{number}") for number in range(3)]
+    router = stage.router()
+    for count, (number, (what, value, more)) in enumerate(story):
+        twin = twins[number]
+        run = next(reversed(twin.state.attempts.values()), None) if twin.here else None
+        if what == "submit":
+            router.submit(f"q{count}", prompt_tokens=value)
+        elif what == "report" and twin.here:
+            twin.report(value, *more)
+        elif what in ("back", "anew"):
+            twin.connect(anew=what == "anew" or twin.name not in stage.core.cell.fleet.by_id)
+        elif what == "left":
+            twin.peer.disconnect()
+            alive = [other.peer for other in twins if other is not twin and other.here]
+            stage.tick(700, router, *alive)
+        elif what == "drain":
+            stage.apply(action_id=str(count), worker_id=twin.name, drain=ws.Drain())
+        elif what == "cancel" and run is not None:
+            router.cancel(run.request_id)
+        elif run is not None and what in ("started", "gave_up", "lost", "finished", "revoked"):
+            kind = ws.RequestUpdate.Kind.Value(f"KIND_{what.upper()}")
+            update = ws.RequestUpdate(request_id=run.request_id, attempt=run.attempt.proto(), kind=kind)
+            twin.peer.report(update, applied_seq=twin.applied)
+            twin.load = ws.WorkerLoad()
+        for each in twins:
+            each.look()
+        check(stage, twins)
+
+
+class TestRows:
+    def test_slots_are_used_again_and_the_table_grows(self):
+        loads = WorkerLoads(2)
+        slots = [loads.open() for _ in range(5)]
+        assert sorted(slots) == [0, 1, 2, 3, 4]
+        loads.set(slots[1], columns.REQUESTS, 9)
+        loads.close(slots[1])
+        assert loads.open() == slots[1] and loads.get(slots[1], columns.REQUESTS) == 0
+        assert loads.of(columns.SHARE, np.array(slots)).tolist() == [1.0] * 5
+
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+    def test_a_model_that_cannot_be_changes_nothing(self, stage, wrong):
+        worker = stage.worker()
+        worker.report(step_time=capability_pb2.StepTimeModel(c0_us=5.0, c2_us=wrong))
+        loads = stage.core.cell.fleet.loads
+        slot = stage.core.cell.fleet.by_id["w1"].slot
+        assert (loads.get(slot, columns.C0), loads.get(slot, columns.C2)) == (0.0, 20.0)
+
+    @pytest.mark.parametrize("share", [float("nan"), -0.5, 0.0, 1.5])
+    def test_a_share_that_cannot_be_counts_as_one(self, stage, share):
+        worker = stage.worker()
+        worker.report(load={"prefill_share": share})
+        fleet = stage.core.cell.fleet
+        assert fleet.loads.get(fleet.by_id["w1"].slot, columns.SHARE) == 1.0

@@ -1,0 +1,220 @@
+"""A step policy at work on real sequences and blocks: what it chooses, made into a plan that the pool can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperflexis.common.v1 import slo_pb2
+from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.planner import Chunk, StepPlan
+from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
+from hyperflexis_worker.core.sequence import Sequence
+from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, Offer, StepChoice, StepPolicy
+
+
+@dataclass(slots=True)
+class _Pace:
+    """A sequence that decodes here: its TPOT counts from the first token seen here, wherever earlier ones were made."""
+
+    first_us: int
+    base: int
+    """Output tokens then."""
+    last_us: int
+    made: int
+
+
+class PolicyPlanner:
+    """All decodes find room first, those with the most slack yielding theirs; then the policy chooses."""
+
+    def __init__(self, policy: StepPolicy, lengths: OutputLengths | None = None) -> None:
+        self._policy = policy
+        self._lengths = lengths or OutputLengths()
+        self._queue = PrefillQueue()
+        self._queued: dict[int, Sequence] = {}
+        self._paces: dict[Sequence, _Pace] = {}
+        self._credits: dict[Sequence, float] = {}
+        self._choice = StepChoice()
+        self._decodes = NO_DECODES
+        self._left = False
+
+    @property
+    def prefill_share(self) -> float:
+        """Of the time while prompts wait, what goes into prefill."""
+        return float(getattr(self._policy, "prefill_share", 1.0))
+
+    def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
+        plan = StepPlan()
+        decoding = [sequence for sequence in running if sequence.decoding]
+        begun = [sequence for sequence in running if not sequence.decoding]
+        self._follow(decoding, now_us)
+        free = self._make_room(decoding, begun, pool, plan)
+        self._sync(begun, waiting)
+        self._decodes = self._columns(decoding)
+        room = _PoolRoom(pool, self._lengths, decoding, begun, free, admits=not plan.preempted)
+        choice = self._choice = self._policy.choose(now_us, self._decodes, self._queue, room)
+        for at, sequence in enumerate(decoding):
+            if choice.decode is None or choice.decode[at]:
+                plan.chunks.append(Chunk(sequence, sequence.computed, 1))
+            if self._decodes.credit[at]:
+                self._credits[sequence] = float(self._decodes.credit[at])
+        for request, tokens in choice.chunks:
+            sequence = self._queued[request.number]
+            start, cached = room.start(sequence)
+            plan.chunks.append(Chunk(sequence, start, tokens, cached))
+        for given_up in choice.given_up:
+            sequence = self._queued[given_up.request.number]
+            decision = slo_pb2.Decision(kind="give_up", reason=given_up.reason, numbers=given_up.numbers)
+            plan.given_up.append((sequence, decision))
+        left = len(self._queue) - len(choice.given_up) - len(choice.chunks)
+        self._left = left > 0 or any(chunk.length > 1 and not chunk.samples for chunk in plan.chunks)
+        if not plan.chunks and not plan.given_up and begun:
+            self._unlock(begun, free, pool, plan)
+        return plan
+
+    def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
+        """The plan made last took so long; `model` is the newest fit. Called before its tokens are committed."""
+        self._policy.stepped(self._choice, self._decodes, self._left, predicted_us, took_us)
+        self._policy.model = model
+
+    def _follow(self, decoding: Rows[Sequence], now_us: int) -> None:
+        """Notes who made a token since the last plan: the step before ended just now."""
+        here = set(decoding)
+        for sequence in [s for s in self._paces if s not in here]:
+            del self._paces[sequence]
+            self._credits.pop(sequence, None)
+        for sequence in decoding:
+            pace = self._paces.get(sequence)
+            if pace is None:
+                self._paces[sequence] = pace = _Pace(now_us, sequence.made, now_us, sequence.made)
+            elif pace.made != sequence.made:
+                pace.last_us, pace.made = now_us, sequence.made
+            sequence.next_due_us = pace.first_us + (1 + pace.made - pace.base) * sequence.tpot_us
+
+    def _make_room(self, decoding: list[Sequence], begun: list[Sequence], pool: BlockPool, plan: StepPlan) -> int:
+        """Free blocks left when every decode has its next one. Whoever can best wait gives up its blocks: a prompt that
+        began before a decode; the oldest request never, so that somebody always gets on."""
+        free = pool.free
+        given_back: list[int] = []
+
+        def needed() -> int:
+            return sum(max(pool.blocks_for(s.computed + 1) - len(s.blocks), 0) for s in decoding)
+
+        while (short := needed()) > free:
+            oldest = min((*decoding, *begun), key=lambda s: (s.arrival_us, s.number))
+            victims = [s for s in begun if s is not oldest] or [s for s in decoding if s is not oldest] or [oldest]
+            victim = max(victims, key=lambda s: (s.due_us, s.number))
+            (begun if victim in begun else decoding).remove(victim)
+            plan.preempted.append(victim)
+            # Blocks that it shares become free only with their last owner.
+            free -= pool.freed_by(given_back)
+            given_back += victim.blocks
+            free += pool.freed_by(given_back)
+        return free - short
+
+    @staticmethod
+    def _unlock(begun: list[Sequence], free: int, pool: BlockPool, plan: StepPlan) -> None:
+        """Prompts that began hold the pool between them, and none can go on: those due last yield to the oldest."""
+        oldest = min(begun, key=lambda s: (s.arrival_us, s.number))
+        given_back: list[int] = []
+        for victim in sorted((s for s in begun if s is not oldest), key=lambda s: (-s.due_us, s.number)):
+            plan.preempted.append(victim)
+            given_back += victim.blocks
+            tokens = (len(oldest.blocks) + free + pool.freed_by(given_back)) * pool.block_tokens - oldest.computed
+            if tokens > 0:
+                plan.chunks.append(Chunk(oldest, oldest.computed, min(tokens, oldest.to_compute)))
+                return
+
+    def _sync(self, begun: Rows[Sequence], waiting: Rows[Sequence]) -> None:
+        """The queue holds exactly these, as far as they are."""
+        now = {sequence.number: sequence for sequence in (*begun, *waiting)}
+        for number in [number for number, sequence in self._queued.items() if now.get(number) is not sequence]:
+            self._queue.remove(self._queued.pop(number))
+        for number, sequence in now.items():
+            if number not in self._queued:
+                self._queued[number] = sequence
+                self._queue.add(sequence)
+            elif sequence.computed:
+                self._queue.progressed(sequence)
+
+    def _columns(self, decoding: Rows[Sequence]) -> Decodes:
+        paces = [self._paces[sequence] for sequence in decoding]
+        return Decodes(
+            due_us=np.array([sequence.next_due_us or 0 for sequence in decoding], dtype=np.float64),
+            pause_end_us=np.array(
+                [p.last_us + max(s.tpot_us, s.max_gap_us) for s, p in zip(decoding, paces, strict=True)],
+                dtype=np.float64,
+            ),
+            tpot_us=np.array([sequence.tpot_us for sequence in decoding], dtype=np.float64),
+            context_tokens=float(sum(sequence.computed for sequence in decoding)),
+            credit=np.array([self._credits.get(sequence, 0.0) for sequence in decoding], dtype=np.float64),
+        )
+
+
+class _PoolRoom:
+    """The policy's Room over a block pool. `free`: blocks left when the decodes have theirs."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        lengths: OutputLengths,
+        decoding: Rows[Sequence],
+        begun: Rows[Sequence],
+        free: int,
+        *,
+        admits: bool,
+    ) -> None:
+        self._pool = pool
+        self._lengths = lengths
+        self._free = free
+        self._admits = admits
+        self._running = len(decoding) + len(begun)
+        self._growth = sum(self._expected(s, max(pool.blocks_for(s.computed + 1), len(s.blocks))) for s in decoding)
+        self._growth += sum(self._expected(s, len(s.blocks)) for s in begun)
+        self._cached: dict[Sequence, tuple[int, ...]] = {}
+
+    def offer(self, request: Waiting) -> Offer | None:
+        assert isinstance(request, Sequence)
+        pool = self._pool
+        if request.blocks:
+            # As much of what it needs as there is: it was admitted when the rest was there.
+            tokens = (len(request.blocks) + self._free) * pool.block_tokens - request.computed
+            return Offer(request.computed, min(tokens, request.to_compute)) if tokens > 0 else None
+        if not self._admits:
+            return None  # a step that preempted has no room for anybody new
+        # The last token is always computed: its logits are wanted. So its block is never a shared one.
+        whole = (request.num_tokens - 1) // pool.block_tokens
+        cached = pool.find(request.hashes(whole, pool.block_tokens)) if pool.prefix_cache else []
+        needed = self._needed(request, cached)
+        growth = self._growth + self._expected(request, pool.blocks_for(request.num_tokens))
+        if needed > self._free or (self._running and needed + growth > self._free):
+            return None
+        self._cached[request] = tuple(cached)
+        start = len(cached) * pool.block_tokens
+        return Offer(start, request.num_tokens - start)
+
+    def take(self, request: Waiting) -> None:
+        assert isinstance(request, Sequence)
+        if request.blocks:
+            self._free = max(self._free - self._pool.blocks_for(request.num_tokens) + len(request.blocks), 0)
+            return
+        self._free -= self._needed(request, list(self._cached[request]))
+        self._growth += self._expected(request, self._pool.blocks_for(request.num_tokens))
+        self._running += 1
+
+    def start(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
+        """Where the chunk of one that was taken begins, and the cached blocks before it."""
+        cached = self._cached.get(sequence, ())
+        return (sequence.computed, ()) if sequence.blocks else (len(cached) * self._pool.block_tokens, cached)
+
+    def _needed(self, sequence: Sequence, cached: list[int]) -> int:
+        return self._pool.blocks_for(sequence.num_tokens) - len(cached) + self._pool.idle(cached)
+
+    def _expected(self, sequence: Sequence, blocks: int) -> int:
+        """Blocks that it is expected to need beyond these."""
+        remaining = self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens)
+        return max(self._pool.blocks_for(sequence.num_tokens + int(remaining)) - blocks, 0)

@@ -1,0 +1,225 @@
+"""The step policy that this project exists for: who is prefilled, how much, and who is given up.
+
+Each step: drop those that cannot be on time any more; of the rest leave behind, largest first, what would make others
+late (Moore-Hodgson); order what is kept by deadline and work; then let the decodes' slack say how long the step may
+take, and fill it with prefill chunks. docs/scheduling.md argues each rule and shows what it is worth.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_worker.core.moore_hodgson import left_behind
+from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Rows
+from hyperflexis_worker.core.step_policy import Chosen, Decodes, GivenUp, Room, StepChoice
+from hyperflexis_worker.core.worth import Worth
+
+
+@dataclass(frozen=True, slots=True)
+class SloRules:
+    """What the policy is tuned by. None of it knows a trace or a GPU; docs/scheduling.md has their sensitivities."""
+
+    slack_share: float = 0.95
+    """Of the tightest decode's slack, what a step may use ..."""
+    margin_us: float = 3_000.0
+    """... less this, or a tenth of the tightest TPOT where that is less: the slack not trusted."""
+    floor_share: float = 0.7
+    """Of the tightest TPOT: no late decode makes steps shorter than this, or it would freeze prefill."""
+    longest_us: float = 200_000.0
+    """A step takes no longer than this, whatever the slack."""
+    work_order: float = 10.0
+    """Microseconds of deadline that a microsecond of work counts as: among equals in haste, the cheap go first."""
+    least_chunk: int = 32
+    """Smaller chunks are not worth their overhead, unless they end a prompt."""
+    share_memory_us: float = 500_000.0
+    """Time constant of the measured share of time that prefill gets."""
+    least_share: float = 0.12
+    pace_rate: float = 0.03
+    """Weight of one step in the mean of actual over predicted step time."""
+    size_weight: bool = True
+    """Victims by size and worth (Moore-Hodgson); else only the hopeless are given up."""
+    patience: float = 0.1
+    """Share of its TTFT that a request left behind waits for a better turn before it is given up."""
+    give_up: bool = True
+    budget: bool = True
+    """Chunks set by the decodes' slack; else `max_tokens` alone bounds a step."""
+
+
+class SloPolicy:
+    """See docs/scheduling.md. `max_tokens` and `max_sequences` are the engine's own limits on a step."""
+
+    def __init__(
+        self,
+        model: StepTimeModel,
+        max_tokens: int,
+        max_sequences: int,
+        lengths: OutputLengths | None = None,
+        worth: Worth | None = None,
+        rules: SloRules | None = None,
+    ) -> None:
+        self.model = model
+        self.rules = rules or SloRules()
+        self._max_tokens = max_tokens
+        self._max_sequences = max_sequences
+        self._lengths = lengths or OutputLengths()
+        self._worth = worth or Worth()
+        self._share = 0.75
+        """Of the time while prompts wait, what goes into prefill: the rest is decodes and what steps cost anyway."""
+        self._pace = 1.0
+        """Actual over predicted step time."""
+
+    def choose(self, now_us: float, decodes: Decodes, queue: PrefillQueue, room: Room) -> StepChoice:
+        choice = StepChoice(budget_us=self._budget_us(now_us, decodes))
+        if len(queue):
+            self._fill(self._order(now_us, queue, choice), decodes, queue, room, choice)
+        return choice
+
+    def stepped(
+        self, choice: StepChoice, decodes: Decodes, waiting_left: bool, predicted_us: float, took_us: float
+    ) -> None:
+        rules = self.rules
+        if predicted_us > 0:
+            # An outlier (a stall, a garbage collection) is no new pace.
+            ratio = min(max(took_us / predicted_us, 0.5 * self._pace), 2 * self._pace)
+            self._pace += rules.pace_rate * (ratio - self._pace)
+        if waiting_left and took_us > 0:
+            prefill_us = self._pace * sum(
+                self.model.prefill_us(tokens, request.computed) for request, tokens in choice.chunks
+            )
+            memory = 1 - math.exp(-took_us / rules.share_memory_us)
+            self._share += memory * (min(prefill_us / took_us, 1.0) - self._share)
+        for request, tokens in choice.chunks:
+            self._worth.served(request, self.model.prefill_us(tokens, request.computed))
+            if tokens == request.to_compute and not request.made:
+                self._worth.settled(request.tier, kept=True)
+        for given_up in choice.given_up:
+            self._worth.settled(given_up.request.tier, kept=False)
+
+    def learn_output(self, tier: str, tokens: int) -> None:
+        self._lengths.learn(tier, tokens)
+
+    @property
+    def prefill_share(self) -> float:
+        return min(max(self._share, self.rules.least_share), 1.0)
+
+    def _budget_us(self, now_us: float, decodes: Decodes) -> float:
+        rules = self.rules
+        if not decodes.count:
+            return rules.longest_us
+        tightest_us = float(decodes.tpot_us.min())
+        slack_us = min(float(decodes.due_us.min()), float(decodes.pause_end_us.min())) - now_us
+        margin_us = min(rules.margin_us, 0.1 * tightest_us)
+        return min(max(slack_us * rules.slack_share - margin_us, rules.floor_share * tightest_us), rules.longest_us)
+
+    def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
+        """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
+        rules, pace, model = self.rules, self._pace, self.model
+        tokens, due_us = queue.to_compute, queue.due_us
+        alone_us = tokens * (pace * model.c2_us + pace * model.c3_us * (tokens / 2 + queue.computed))
+        decode_tokens = self._lengths.remaining_of(queue)
+        context = tokens + queue.computed + decode_tokens / 2
+        decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
+        work_us = alone_us + decode_us
+        key = due_us + rules.work_order * work_us
+        begun = queue.made > 0
+        if rules.give_up:
+            first_us = alone_us + now_us + model.base_us * pace
+            gone = first_us > due_us
+            if gone.any():
+                gone &= ~begun
+                for at in np.flatnonzero(gone).tolist():
+                    self._give_up(choice, queue, at, "hopeless", float(first_us[at]), float(alone_us[at]))
+                key[gone] = np.inf
+                alone_us = np.where(gone, 0.0, alone_us)
+                due_us = np.where(gone, np.inf, due_us)
+                begun = begun | gone
+        if rules.size_weight:
+            worth = self._worth.of(queue)
+            reserved = worth == np.inf
+            key[reserved] = due_us[reserved]  # cheaper ones do not overtake what the reserve is for
+            size = work_us / worth
+            size[begun] = -np.inf
+            time_us = alone_us / self.prefill_share
+            behind = left_behind(due_us, time_us, size, now_us + self._start_us())
+            if len(behind):
+                self._leave(now_us, queue, behind, time_us, alone_us, key, choice)
+        return key
+
+    def _leave(
+        self,
+        now_us: float,
+        queue: PrefillQueue,
+        behind: Rows,
+        time_us: Floats,
+        alone_us: Floats,
+        key: Floats,
+        choice: StepChoice,
+    ) -> None:
+        """Those left behind: told at once where patience is over, else they come after everybody who can be on time."""
+        key[behind] = queue.due_us[behind] + _AFTER_ALL
+        kept_us = float(time_us.sum() - time_us[behind].sum())
+        age_us = now_us - queue.arrival_us[behind]
+        patience_us = self.rules.patience * (queue.due_us[behind] - queue.arrival_us[behind])
+        over = (age_us >= patience_us) & (queue.computed[behind] == 0)
+        for at in behind[over].tolist():
+            first_us = now_us + kept_us + float(time_us[at])
+            self._give_up(choice, queue, at, "left_behind", first_us, float(alone_us[at]))
+            key[at] = np.inf
+
+    @staticmethod
+    def _give_up(
+        choice: StepChoice, queue: PrefillQueue, at: int, reason: str, first_us: float, alone_us: float
+    ) -> None:
+        request = queue.requests[at]
+        numbers = {
+            "predicted_ttft_us": first_us - request.arrival_us,
+            "late_us": first_us - request.due_us,
+            "own_prefill_us": alone_us,
+            "waiting": float(len(queue)),
+        }
+        choice.given_up.append(GivenUp(request, reason, numbers))
+
+    def _start_us(self) -> float:
+        """The step that runs before any of this, about."""
+        return 10_000.0
+
+    def _fill(self, key: Floats, decodes: Decodes, queue: PrefillQueue, room: Room, choice: StepChoice) -> None:
+        model, rules = self.model, self.rules
+        tokens, sequences = decodes.count, decodes.count
+        budget_us = math.inf
+        if rules.budget:
+            fixed_us = model.c0_us + model.host_us + model.chunk_us(0, tokens, 0) - model.c3_us * tokens * tokens / 2
+            fixed_us += model.c4_us * decodes.context_tokens + model.c5_us * decodes.count
+            budget_us = choice.budget_us / self._pace - fixed_us
+        while tokens < self._max_tokens:
+            at = int(key.argmin())
+            if key[at] == np.inf:
+                return
+            key[at] = np.inf
+            request = queue.requests[at]
+            if not request.computed and sequences >= self._max_sequences:
+                continue
+            offer = room.offer(request)
+            if offer is None:
+                continue
+            chunk = min(offer.tokens, self._max_tokens - tokens)
+            if budget_us < math.inf:
+                chunk = min(chunk, model.chunk_within(tokens, offer.context, budget_us))
+            if chunk < min(rules.least_chunk, offer.tokens):
+                if decodes.count or choice.chunks:
+                    return
+                chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)
+            room.take(request)
+            choice.chunks.append(Chosen(request, chunk))
+            budget_us -= model.chunk_us(tokens, chunk, offer.context)
+            tokens += chunk
+            sequences += 1
+
+
+_AFTER_ALL = 1e15
+"""Added to the deadline of those left behind: after everybody who can still be on time."""

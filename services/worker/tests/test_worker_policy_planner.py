@@ -1,0 +1,219 @@
+"""The step policies at work on real sequences and blocks: property tests over random histories and tight pools."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.step_time import SEEDS, StepTimeModel
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.policy_planner import PolicyPlanner
+from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.step_loop import StepLoop
+from hyperflexis_worker.core.step_policy import StepPolicy
+from hyperflexis_worker.modelled import ModelledExecutor, reference_tokens
+
+VOCAB = 1_000
+MODEL = SEEDS["test/tiny/tp1"]
+HOUR_US = 3_600_000_000
+
+
+def policy(kind: str, budget: int, limit: int, lengths: OutputLengths) -> StepPolicy:
+    if kind == "slo":
+        return SloPolicy(MODEL, budget, limit, lengths)
+    if kind == "scorpio":
+        return ScorpioPolicy(MODEL, budget, limit, lengths)
+    return ChunkedPolicy(MODEL, budget, limit, kind)
+
+
+def sequence(
+    name: str, prompt: list[int], max_tokens: int, now_us: int, ttft_us: int, tpot_us: int = 50_000
+) -> Sequence:
+    return Sequence(
+        request_id=name,
+        attempt=Attempt(1, 1),
+        prompt=prompt,
+        output=[],
+        sampling=Sampling(seed=7),
+        max_tokens=max_tokens,
+        arrival_us=now_us,
+        ttft_us=ttft_us,
+        tpot_us=tpot_us,
+    )
+
+
+class Engine(RuleBasedStateMachine):
+    """Random arrivals, cancellations and steps, a clock that moves, and pools that are often too small."""
+
+    @initialize(
+        blocks=st.integers(3, 14),
+        block_tokens=st.integers(1, 5),
+        budget=st.integers(1, 40),
+        limit=st.integers(1, 5),
+        kind=st.sampled_from(["slo", "slo", "slo", "scorpio", "fcfs", "edf", "srpf"]),
+        prefix_cache=st.booleans(),
+        foreseen=st.booleans(),
+    )
+    def begin(
+        self, blocks: int, block_tokens: int, budget: int, limit: int, kind: str, prefix_cache: bool, foreseen: bool
+    ) -> None:
+        self.pool = BlockPool(blocks, block_tokens, prefix_cache)
+        self.budget, self.limit = budget, limit
+        lengths = OutputLengths()
+        for _ in range(0 if foreseen else 2_000):
+            lengths.learn("", 0)  # growth is a surprise: sequences are preempted
+        self.planner = PolicyPlanner(policy(kind, budget, limit, lengths), lengths)
+        self.loop = StepLoop(self.planner, self.pool)
+        self.executor = ModelledExecutor(VOCAB, MODEL, sleep=lambda _: None)
+        self.live: dict[str, Sequence] = {}
+        self.names = 0
+        self.now_us = 0
+        self.idle_steps = 0
+
+    @rule(
+        prompt=st.builds(
+            lambda same, own: [0] * same + own, st.integers(1, 12), st.lists(st.integers(0, 1), max_size=3)
+        ),
+        more=st.integers(1, 12),
+        ttft_us=st.sampled_from([500, 20_000, 10**7]),
+        tpot_us=st.sampled_from([400, 5_000, 10**6]),
+    )
+    def add(self, prompt: list[int], more: int, ttft_us: int, tpot_us: int) -> None:
+        self.names += 1
+        one = sequence(f"r{self.names}", prompt, more, self.now_us, ttft_us, tpot_us)
+        if self.loop.fits(one):
+            self.loop.add(one)
+            self.live[one.request_id] = one
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted(self.live)))
+        self.loop.cancel(name)
+        del self.live[name]
+
+    @precondition(lambda self: self.live)
+    @rule(took_us=st.sampled_from([100, 2_000, 300_000]))
+    def step(self, took_us: int) -> None:
+        plan = self.loop.plan(self.now_us)
+        assert plan.chunks or plan.given_up, "work waits, and nothing is done"
+        decodes = sum(chunk.length == 1 and chunk.samples for chunk in plan.chunks)
+        prefill = sum(chunk.length for chunk in plan.chunks) - decodes
+        assert prefill <= self.budget
+        names = [chunk.sequence.request_id for chunk in plan.chunks]
+        assert len(names) == len(set(names))
+        sampled = self.executor.execute(plan.chunks)
+        self.now_us += took_us
+        self.planner.stepped(plan, MODEL.predict_us(plan.shape), took_us, MODEL)
+        made = sum(len(s.output) + s.computed for s in self.live.values())
+        result = self.loop.commit(plan, sampled)
+        for one, decision in plan.given_up:
+            assert decision.reason and decision.numbers and not one.output
+            del self.live[one.request_id]
+        for end in result.ended:
+            want = reference_tokens(end.sequence.prompt, 7, end.sequence.max_tokens, VOCAB)
+            assert end.sequence.output == want
+            del self.live[end.sequence.request_id]
+        got_on = result.tokens or plan.given_up or sum(len(s.output) + s.computed for s in self.live.values()) > made
+        self.idle_steps = 0 if got_on else self.idle_steps + 1
+        assert self.idle_steps < 3, "steps that get nobody anywhere"
+
+    @invariant()
+    def sound(self) -> None:
+        if hasattr(self, "loop"):
+            self.loop.check_integrity()
+
+    def teardown(self) -> None:
+        """Whatever is left ends, in a bounded number of steps."""
+        if not hasattr(self, "loop"):
+            return
+        for _ in range(3_000):
+            if not self.live:
+                break
+            self.step(1_000)
+        assert not self.live, "somebody starves"
+        assert self.pool.free == self.pool.usable
+
+
+TestEngine = Engine.TestCase
+TestEngine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def served(loop: StepLoop, planner: PolicyPlanner, model: StepTimeModel, now_us: int) -> list[tuple[int, list[str]]]:
+    """(end of step, who got a token) until nothing is left; steps take what the model says."""
+    device, log = ModelledExecutor(VOCAB, MODEL, sleep=lambda _: None), []
+    while loop.busy:
+        plan = loop.plan(now_us)
+        took_us = int(model.predict_us(plan.shape))
+        sampled = device.execute(plan.chunks)
+        planner.stepped(plan, took_us, took_us, model)
+        now_us += took_us
+        log.append((now_us, [s.request_id for s, _, _ in loop.commit(plan, sampled).tokens]))
+    return log
+
+
+def test_decodes_keep_their_tpot_while_a_long_prompt_is_prefilled() -> None:
+    """A 100k-token prompt beside a decode of 30 ms: chunks are cut so that no token is late; FCFS pauses it."""
+    model = SEEDS["h200/llama-3.1-8b/tp1"]
+    gaps = {}
+    for kind in ("slo", "fcfs"):
+        lengths = OutputLengths()
+        made = SloPolicy(model, 8_192, 64, lengths) if kind == "slo" else ChunkedPolicy(model, 8_192, 64)
+        planner = PolicyPlanner(made, lengths)
+        loop = StepLoop(planner, BlockPool(4_000, 64))
+        loop.add(sequence("tight", [1] * 100, 60, 0, 500_000, 30_000))
+        device = ModelledExecutor(VOCAB, MODEL, sleep=lambda _: None)
+        plan = loop.plan(0)
+        loop.commit(plan, device.execute(plan.chunks))
+        loop.add(sequence("long", [2] * 100_000, 2, 0, 60_000_000, 200_000))
+        log = served(loop, planner, model, 0)
+        times = [at for at, who in log if "tight" in who]
+        gaps[kind] = (times[-1] - times[0]) / (len(times) - 1)
+    assert gaps["slo"] <= 30_000 < gaps["fcfs"]
+
+
+def test_what_cannot_be_on_time_is_given_up_with_its_numbers() -> None:
+    lengths = OutputLengths()
+    planner = PolicyPlanner(SloPolicy(SEEDS["h200/llama-3.1-8b/tp1"], 8_192, 64, lengths), lengths)
+    loop = StepLoop(planner, BlockPool(4_000, 64))
+    loop.add(sequence("hopeless", [1] * 50_000, 4, 0, 500_000))
+    loop.add(sequence("fine", [1] * 500, 4, 0, 500_000))
+    plan = loop.plan(0)
+    [(given_up, decision)] = plan.given_up
+    assert given_up.request_id == "hopeless" and decision.reason == "hopeless"
+    assert decision.numbers["predicted_ttft_us"] > 500_000
+    assert [chunk.sequence.request_id for chunk in plan.chunks] == ["fine"]
+
+
+@pytest.mark.parametrize("order", ["first", "last"])
+def test_the_dearest_is_left_behind_when_not_all_can_be_on_time(order: str) -> None:
+    """Five prompts of which the large one alone makes the others late: it goes, wherever it stands in the queue."""
+    lengths = OutputLengths()
+    planner = PolicyPlanner(SloPolicy(SEEDS["h200/llama-3.1-8b/tp1"], 8_192, 64, lengths), lengths)
+    loop = StepLoop(planner, BlockPool(8_000, 64, prefix_cache=False))
+    large = sequence("large", [1] * 20_000, 4, 0, 700_000 if order == "last" else 690_000)
+    small = [sequence(f"small{i}", [i] * 1_500, 4, 0, 695_000) for i in range(8)]
+    for one in [large, *small] if order == "first" else [*small, large]:
+        loop.add(one)
+    plan = loop.plan(100_000)
+    assert [one.request_id for one, _ in plan.given_up] == ["large"]
+    assert plan.given_up[0][1].reason == "left_behind"
+
+
+@given(st.lists(st.tuples(st.integers(1, 2_000), st.integers(1, 60)), min_size=1, max_size=30))
+@settings(deadline=None, max_examples=60)
+def test_every_attempt_ends_in_tokens_or_a_reason(requests: list[tuple[int, int]]) -> None:
+    model, lengths = SEEDS["h200/llama-3.1-8b/tp1"], OutputLengths()
+    planner = PolicyPlanner(SloPolicy(model, 2_048, 16, lengths), lengths)
+    loop = StepLoop(planner, BlockPool(200, 16))
+    for number, (prompt, output) in enumerate(requests):
+        loop.add(sequence(f"r{number}", [number] * prompt, output, 0, 1_500_000))
+    served(loop, planner, model, 0)
+    assert not loop.busy

@@ -1,0 +1,1 @@
+"""Discrete-event simulator of HyperFlexis: the services' own cores, a virtual clock."""

@@ -1,0 +1,133 @@
+"""All requests of one simulated worker that decode, one column each, so that a step costs a few vector operations."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hyperflexis_sim.request import SimRequest
+from hyperflexis_worker.core.step_policy import Decodes
+
+Floats = npt.NDArray[np.float64]
+
+DUE, PAUSE_END, TPOT, GAP, CREDIT, CONTEXT, LEFT, MADE, LAST, WORST, TOKEN_DUE, PROMISED, LATE, EXPECTED = range(14)
+"""TOKEN_DUE: when the next token is due by arrival + TTFT + k TPOT as promised at first; LATE: tokens that missed it;
+EXPECTED: output tokens that its tier makes on average, as known when it began to decode."""
+
+
+class DecodeTable:
+    """Rows are fields, columns requests; the first `count` columns are in use."""
+
+    def __init__(self, capacity: int = 64) -> None:
+        self._table = np.zeros((14, capacity))
+        self.requests: list[SimRequest] = []
+        self.context_tokens = 0.0
+
+    @property
+    def count(self) -> int:
+        return len(self.requests)
+
+    def view(self) -> Decodes:
+        """What a policy sees: valid until the table changes."""
+        used = self._table[:, : self.count]
+        return Decodes(used[DUE], used[PAUSE_END], used[TPOT], self.context_tokens, used[CREDIT], used[TOKEN_DUE])
+
+    def least_left(self) -> int:
+        """Steps until the first of them ends."""
+        return int(self._table[LEFT, : self.count].min())
+
+    def add(self, request: SimRequest, now_us: float, expected_tokens: float) -> None:
+        """Its newest token came at `now_us`; at least one more will."""
+        at = self.count
+        if at == self._table.shape[1]:
+            self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)
+        context = request.computed
+        self._table[:, at] = (
+            request.first_us + request.made * request.tpot_us,
+            now_us + max(request.tpot_us, request.max_gap_us),
+            request.tpot_us,
+            max(request.tpot_us, request.max_gap_us),
+            0.0,
+            context,
+            request.output_tokens - request.made,
+            request.made,
+            now_us,
+            request.worst_gap_us,
+            request.arrival_us + request.promised_ttft_us + request.made * request.promised_tpot_us,
+            request.promised_tpot_us,
+            request.late_tokens,
+            expected_tokens,
+        )
+        self.requests.append(request)
+        self.context_tokens += context
+
+    def advance(self, ends_us: Floats, who: np.ndarray | None = None) -> list[SimRequest]:
+        """Steps that ended at these times gave each of them (or of `who`) a token each; returns those that are done.
+
+        Nobody may end before the last of the steps.
+        """
+        used = self._table[:, : self.count]
+        steps = len(ends_us)
+        if who is not None and not who.all():
+            self._advance_some(used, float(ends_us[0]), who)
+        else:
+            first, last = float(ends_us[0]), float(ends_us[-1])
+            gap = used[LAST]
+            np.subtract(first, gap, out=gap)  # LAST is overwritten below
+            if steps > 1:
+                np.maximum(gap, float(np.diff(ends_us).max()), out=gap)
+                deadlines = used[TOKEN_DUE] + np.arange(steps)[:, None] * used[PROMISED]
+                used[LATE] += (ends_us[:, None] > deadlines).sum(axis=0)
+            else:
+                used[LATE] += used[TOKEN_DUE] < first
+            np.maximum(used[WORST], gap, out=used[WORST])
+            used[LAST] = last
+            used[DUE] += steps * used[TPOT]
+            used[TOKEN_DUE] += steps * used[PROMISED]
+            used[PAUSE_END] = last + used[GAP]
+            used[CONTEXT] += steps
+            used[MADE] += steps
+            used[LEFT] -= steps
+            self.context_tokens += steps * self.count
+        if used[LEFT].min() > 0:
+            return []
+        return [self.remove(int(at)) for at in np.flatnonzero(used[LEFT] <= 0)[::-1]]
+
+    def _advance_some(self, used: np.ndarray, now_us: float, who: np.ndarray) -> None:
+        step = who.astype(np.float64)
+        used[LATE] += who & (used[TOKEN_DUE] < now_us)
+        used[WORST] = np.where(who, np.maximum(used[WORST], now_us - used[LAST]), used[WORST])
+        used[LAST] = np.where(who, now_us, used[LAST])
+        used[DUE] += step * used[TPOT]
+        used[TOKEN_DUE] += step * used[PROMISED]
+        used[PAUSE_END] = used[LAST] + used[GAP]
+        used[CONTEXT] += step
+        used[MADE] += step
+        used[LEFT] -= step
+        self.context_tokens += float(step.sum())
+
+    def remove(self, at: int) -> SimRequest:
+        """Takes one out and writes what the table knows back to it."""
+        request = self.requests[at]
+        column = self._table[:, at]
+        request.made = int(column[MADE])
+        request.last_us = float(column[LAST])
+        request.worst_gap_us = float(column[WORST])
+        request.late_tokens = int(column[LATE])
+        self.context_tokens -= column[CONTEXT]
+        last = self.count - 1
+        if at != last:
+            self._table[:, at] = self._table[:, last]
+            self.requests[at] = self.requests[last]
+        self.requests.pop()
+        return request
+
+    def most_slack(self) -> int:
+        """The one that can best wait: the one to preempt."""
+        used = self._table[:, : self.count]
+        return int(used[DUE].argmax())
+
+    def growth(self) -> float:
+        """Tokens that all of them are expected to grow by, on average over their remaining lives."""
+        used = self._table[:, : self.count]
+        return float(np.maximum(used[EXPECTED] - used[MADE], used[EXPECTED] / 2).sum()) / 2

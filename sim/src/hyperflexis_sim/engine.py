@@ -1,0 +1,278 @@
+"""One simulated worker: the worker core's step policy, and a clock that moves as the step-time model says.
+
+Runs of steps in which nothing can change (decodes only, nobody waits) are taken in one leap. A request that turns up
+in the middle of such a run cuts it at the end of the step then running, so that leaping changes nothing but the time
+the simulation takes (a property test says so).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
+from hyperflexis_sim.decode_table import DecodeTable
+from hyperflexis_sim.noise import Noise
+from hyperflexis_sim.request import FINISHED, RUNNING, SimRequest
+from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
+from hyperflexis_worker.core.step_policy import Decodes, GivenUp, Offer, StepChoice, StepPolicy
+
+LONGEST_LEAP = 512
+"""Steps; bounds the arrays of a leap."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What a worker tells of itself: worker core's EngineLoad, and how its queue stands."""
+
+    applied: int
+    """Requests it had been sent when this was true."""
+    waiting: int
+    running: int
+    queued_tokens: int
+    queued_us: float
+    prefill_share: float
+    context_tokens: float
+    kv_used: float
+    """Tokens."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """The steps under way: one, or several that are alike."""
+
+    choice: StepChoice
+    decodes: Decodes
+    ends_us: np.ndarray
+    predicted_us: np.ndarray
+    took_us: np.ndarray
+    waiting_left: bool
+
+
+class SimEngine:
+    """`truth` is how long steps really take; the policy believes in its own model."""
+
+    def __init__(
+        self,
+        policy: StepPolicy,
+        truth: StepTimeModel,
+        kv_tokens: int,
+        noise: Noise,
+        *,
+        reserve_growth: bool,
+        leap: bool = True,
+    ) -> None:
+        self.policy = policy
+        self.truth = truth
+        self.kv_tokens = kv_tokens
+        self.applied = 0
+        self.version = 0
+        """Of the next end; an event with an older one is void."""
+        self.preemptions = 0
+        self.steps = 0
+        self.waiting = PrefillQueue()
+        self.table = DecodeTable()
+        self.lengths = OutputLengths()
+        self._begun_tokens = 0
+        """Computed tokens of those that do not decode yet."""
+        self._owed = 0
+        """Tokens that those begun, in this step too, are yet to fill."""
+        self._noise = noise
+        self._reserve_growth = reserve_growth
+        self._leap = leap
+        self._run: _Run | None = None
+        self.on_given_up: Callable[[GivenUp, float], None] = lambda given_up, now_us: None
+        self.on_finished: Callable[[SimRequest, float], None] = lambda request, now_us: None
+
+    @property
+    def end_us(self) -> float | None:
+        """When the steps under way end; None = idle."""
+        return None if self._run is None else float(self._run.ends_us[-1])
+
+    @property
+    def kv_used(self) -> float:
+        return self.table.context_tokens + self._begun_tokens
+
+    @property
+    def free_tokens(self) -> float:
+        """Room left in the KV pool."""
+        return self.kv_tokens - self.kv_used
+
+    def deliver(self, request: SimRequest, now_us: float) -> None:
+        """A request has arrived here."""
+        self.applied += 1
+        request.state = RUNNING
+        self.waiting.add(request)
+        run = self._run
+        if run is None:
+            self._start(now_us)
+        elif len(run.ends_us) > 1:
+            steps = int(np.searchsorted(run.ends_us, now_us, "left")) + 1
+            if steps < len(run.ends_us):
+                self._noise.give_back(len(run.ends_us) - steps)
+                run.ends_us, run.predicted_us, run.took_us = (
+                    a[:steps] for a in (run.ends_us, run.predicted_us, run.took_us)
+                )
+                self.version += 1
+            run.waiting_left = False
+
+    def ended(self, now_us: float) -> None:
+        """The steps under way are over; the next one begins."""
+        run = self._run
+        assert run is not None
+        self._run = None
+        self.steps += len(run.ends_us)
+        for predicted_us, took_us in zip(run.predicted_us.tolist(), run.took_us.tolist(), strict=True):
+            self.policy.stepped(run.choice, run.decodes, run.waiting_left, predicted_us, took_us)
+        if self.table.count:
+            for request in self.table.advance(run.ends_us, run.choice.decode):
+                self._finish(request, now_us)
+        for chosen, tokens in run.choice.chunks:
+            assert isinstance(chosen, SimRequest)
+            self._prefilled(chosen, tokens, now_us)
+        self._start(now_us)
+
+    def next_end_us(self, from_us: float) -> float | None:
+        """The first step end at or after `from_us`, that of the whole run left out; None where there is none."""
+        run = self._run
+        if run is None or len(run.ends_us) == 1:
+            return None
+        at = int(np.searchsorted(run.ends_us, from_us, "left"))
+        return float(run.ends_us[at]) if at < len(run.ends_us) - 1 else None
+
+    def report(self, now_us: float) -> EngineReport:
+        """As of the last step that ended, be it in the middle of a leap."""
+        grown = 0
+        if self._run is not None and len(self._run.ends_us) > 1:
+            grown = int(np.searchsorted(self._run.ends_us, now_us, "right")) * self.table.count
+        policy, model, queue = self.policy, self.policy.model, self.waiting
+        tokens = queue.to_compute
+        begun = int(np.count_nonzero(queue.computed))
+        return EngineReport(
+            applied=self.applied,
+            waiting=len(queue) - begun,
+            running=self.table.count + begun,
+            queued_tokens=int(tokens.sum()),
+            queued_us=float((tokens * (model.c2_us + model.c3_us * (tokens / 2 + queue.computed))).sum()),
+            prefill_share=getattr(policy, "prefill_share", 1.0),
+            context_tokens=self.table.context_tokens + grown,
+            kv_used=self.kv_used + grown,
+        )
+
+    def _prefilled(self, request: SimRequest, tokens: int, now_us: float) -> None:
+        request.computed += tokens
+        request.to_compute -= tokens
+        self._begun_tokens += tokens
+        if request.to_compute:
+            self.waiting.progressed(request)
+            return
+        self.waiting.remove(request)
+        self._begun_tokens -= request.computed
+        if not request.made:
+            request.first_us = now_us
+            request.late_tokens = int(now_us > request.arrival_us + request.promised_ttft_us)
+        else:
+            request.worst_gap_us = max(request.worst_gap_us, now_us - request.last_us)
+        request.last_us = now_us
+        request.made += 1
+        if request.made >= request.output_tokens:
+            self._finish(request, now_us)
+        else:
+            self.table.add(request, now_us, self.lengths.mean(request.tier))
+
+    def _finish(self, request: SimRequest, now_us: float) -> None:
+        request.state = FINISHED
+        self.policy.learn_output(request.tier, request.made)
+        self.lengths.learn(request.tier, request.made)
+        self.on_finished(request, now_us)
+
+    def _start(self, now_us: float) -> None:
+        self.version += 1
+        while self.table.count and self.kv_used + self.table.count > self.kv_tokens:
+            self._preempt()
+        self._owed = int(self.waiting.to_compute[self.waiting.computed > 0].sum()) if self._begun_tokens else 0
+        decodes = self.table.view()
+        choice = self.policy.choose(now_us, decodes, self.waiting, self)
+        if choice.given_up:
+            for given_up in choice.given_up:
+                assert isinstance(given_up.request, SimRequest)
+                self.waiting.remove(given_up.request)
+                self._begun_tokens -= given_up.request.computed
+                given_up.request.computed, given_up.request.to_compute = 0, given_up.request.prompt_tokens
+                self.on_given_up(given_up, now_us)
+        if not choice.chunks and not self.table.count:
+            if len(self.waiting) and self._begun_tokens:
+                # Prefills that began hold the pool between them: the last one yields.
+                self._yield_begun()
+                self._start(now_us)
+            return
+        decoding = self.table.count if choice.decode is None else int(choice.decode.sum())
+        steps = 1
+        if self._leap and choice.repeats and not choice.chunks and not len(self.waiting) and choice.decode is None:
+            room = int((self.kv_tokens - self.kv_used) // decoding)
+            steps = max(1, min(self.table.least_left(), LONGEST_LEAP, room))
+        predicted_us = self._times(self.policy.model, choice, decoding, steps)
+        took_us = self._times(self.truth, choice, decoding, steps) * self._noise.take(steps)
+        ends_us = now_us + np.cumsum(took_us)
+        left = len(self.waiting) > len(choice.chunks) or any(c.tokens < c.request.to_compute for c in choice.chunks)
+        self._run = _Run(choice, decodes, ends_us, predicted_us, took_us, left)
+
+    def _times(self, model: StepTimeModel, choice: StepChoice, decodes: int, steps: int) -> np.ndarray:
+        """As StepTimeModel.predict_us, for `steps` steps in which each decode's context grows by one."""
+        tokens, pairs_us = decodes, 0.0
+        for request, chunk in choice.chunks:
+            tokens += chunk
+            pairs_us += model.c3_us * chunk * (chunk / 2 + request.computed)
+        context = self.table.context_tokens
+        if choice.decode is not None:
+            context *= decodes / max(self.table.count, 1)
+        first_us = (
+            model.c0_us
+            + model.host_us
+            + model.c1_us * min(tokens, PLATEAU_TOKENS)
+            + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
+            + pairs_us
+            + model.c4_us * context
+            + model.c5_us * decodes
+        )
+        return first_us + model.c4_us * decodes * np.arange(steps)
+
+    def _preempt(self) -> None:
+        """KV ran out: the decode with the most slack loses its blocks and is computed again later."""
+        request = self.table.remove(self.table.most_slack())
+        request.to_compute, request.computed = request.prompt_tokens + request.made, 0
+        request.due_us = request.first_us + request.made * request.tpot_us
+        self.waiting.add(request)
+        self.preemptions += 1
+
+    def _yield_begun(self) -> None:
+        request = next(r for r in reversed(self.waiting.requests) if r.computed)
+        assert isinstance(request, SimRequest)
+        self._begun_tokens -= request.computed
+        request.to_compute, request.computed = request.to_compute + request.computed, 0
+        self.waiting.progressed(request)
+        self.preemptions += 1
+
+    # The policy's Room: the KV pool, counted in tokens. One choice at a time, so `_promised` starts at zero each.
+
+    def offer(self, request: Waiting) -> Offer | None:
+        used = self.kv_used + self.table.count
+        if request.computed:
+            # What it still needs was owed to it when it began.
+            fits = used + request.to_compute <= self.kv_tokens
+            return Offer(request.computed, request.to_compute) if fits else None
+        need = used + self._owed + request.to_compute
+        if need > self.kv_tokens:
+            return None
+        if self._reserve_growth and self.table.count and need > 0.5 * self.kv_tokens:
+            need += self.lengths.remaining(request.tier, request.made, request.max_tokens) / 2
+            if need + self.table.growth() > self.kv_tokens:
+                return None
+        return Offer(0, request.to_compute)
+
+    def take(self, request: Waiting) -> None:
+        if not request.computed:
+            self._owed += request.to_compute

@@ -1,0 +1,82 @@
+"""One workload under one policy on one kind of workers: what the simulator is asked, and the rows it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hyperflexis_sim.cluster import Cluster
+from hyperflexis_sim.policies import policy_of
+from hyperflexis_sim.profiles import worker_kind
+from hyperflexis_sim.score import scores
+from hyperflexis_sim.tiers import Promise
+from hyperflexis_sim.workload import Workload
+
+STEP_NOISE = 0.05
+DRAIN_S = 120.0
+
+Tick = Callable[[float], None]
+"""Told the simulated time, in microseconds, about once a simulated second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Experiment:
+    """Nothing of it is changed by running it."""
+
+    trace: str
+    """What the rows call the workload."""
+    workload: Workload
+    """At the rate at which it is to be served."""
+    promises: Mapping[str, Promise]
+    profile: str
+    workers: int
+    policy: str
+    load: float = 1.0
+    """What the rows say of the rate; the workload has it already."""
+    seed: int = 0
+    """Of step noise and of dispatchers that draw; the workload's own chance is behind it."""
+    step_noise: float = STEP_NOISE
+    """Relative deviation of a step's time from the model's."""
+    scored_s: tuple[float, float] | None = None
+    """Only what arrives from the first until before the second is scored; None = everything."""
+    drain_s: float = DRAIN_S
+    """How long after the last arrival the simulation goes on; who is not done by then has not attained."""
+    leap: bool = True
+
+    @property
+    def until_s(self) -> float:
+        """When the simulation stops at the latest."""
+        return float(self.workload.arrival_s[-1]) + self.drain_s
+
+    def run(self, tick: Tick | None = None) -> list[dict[str, Any]]:
+        """A row per tier and one for `all`, as `scores`. Raises ValueError for an unknown policy or profile."""
+        policy = policy_of(self.policy)
+        if self.workers < 1:
+            raise ValueError(f"there must be at least 1 worker, not {self.workers}")
+        cluster = Cluster(
+            [worker_kind(self.profile)] * self.workers,
+            policy.dispatch(self.seed),
+            policy.step,
+            step_noise=self.step_noise,
+            seed=self.seed,
+            reserve_growth=policy.reserve_growth,
+            leap=self.leap,
+            promises=self.promises,
+        )
+        requests = self.workload.requests(self.promises)
+        cluster.run(requests, self.until_s * 1e6, tick)
+        first_s, last_s = self.scored_s or (0.0, float("inf"))
+        scored = [request for request in requests if first_s * 1e6 <= request.arrival_us < last_s * 1e6]
+        if not scored:
+            raise ValueError(f"no request of {self.trace} arrives within the scored seconds {first_s:g} to {last_s:g}")
+        seconds = min(last_s, max(float(self.workload.arrival_s[-1]), 1e-6)) - first_s
+        about = {
+            "trace": self.trace,
+            "profile": self.profile,
+            "workers": self.workers,
+            "load": self.load,
+            "policy": self.policy,
+            "seed": self.seed,
+        }
+        return [about | row for row in scores(scored, seconds)]

@@ -1,0 +1,128 @@
+"""Which policies can be compared: a dispatcher and an engine scheduler each, by name.
+
+`fcfs512` is Sarathi-Serve's scheduler, first come first served with chunked prefill in steps of 512 tokens; `fcfs2048`
+is the same with vLLM v1's default step. Baselines run up to 256 sequences, vLLM's default, and leave no room in the
+KV pool for growth, as none of them does: they preempt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_scheduler.core.dispatch_policy import (
+    DispatchPolicy,
+    EarliestFirstToken,
+    RoundRobin,
+    least_queued_tokens,
+    least_requests,
+)
+from hyperflexis_sim.dispatch_baselines import DynamoKvCost, LlmdDefault, LlmdHeadroom, PowerOfTwo
+from hyperflexis_sim.qoserve_policy import QoServePolicy
+from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.step_policy import StepPolicy
+
+SEQUENCES = 256
+STEP_TOKENS = 512
+"""Of the baselines that bound a step by tokens, unless their name says otherwise."""
+
+Dispatch = Callable[[int], DispatchPolicy]
+"""Makes a dispatcher of a seed."""
+Step = Callable[[StepTimeModel], StepPolicy]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    dispatch: Dispatch
+    step: Step
+    """Makes one for each worker."""
+    reserve_growth: bool
+    """Whether admission leaves room in the KV pool for what all who run will grow by."""
+    description: str
+
+
+def _chunked(max_tokens: int, order: str = "fcfs") -> Step:
+    return lambda model: ChunkedPolicy(model, max_tokens, SEQUENCES, order)
+
+
+def _hyperflexis(model: StepTimeModel) -> StepPolicy:
+    return SloPolicy(model, max_tokens=8192, max_sequences=512)
+
+
+def _scorpio(model: StepTimeModel) -> StepPolicy:
+    return ScorpioPolicy(model, STEP_TOKENS, SEQUENCES)
+
+
+def _qoserve(model: StepTimeModel) -> StepPolicy:
+    return QoServePolicy(model, SEQUENCES, "first_token")
+
+
+def _qoserve_literal(model: StepTimeModel) -> StepPolicy:
+    return QoServePolicy(model, SEQUENCES, "literal")
+
+
+def _round_robin(seed: int) -> DispatchPolicy:
+    return RoundRobin()
+
+
+def _jsq(seed: int) -> DispatchPolicy:
+    return least_queued_tokens()
+
+
+def _llmd_headroom(seed: int) -> DispatchPolicy:
+    return LlmdHeadroom(STEP_TOKENS, "least", seed)
+
+
+_FCFS512 = _chunked(STEP_TOKENS)
+_FCFS2048 = _chunked(2048)
+
+POLICIES = {
+    "hyperflexis": Policy(
+        lambda seed: EarliestFirstToken(), _hyperflexis, True, "earliest first token, then steps by slack and worth"
+    ),
+    "round_robin+fcfs2048": Policy(_round_robin, _FCFS2048, False, "round robin in front of vLLM v1's default"),
+    "round_robin+fcfs512": Policy(_round_robin, _FCFS512, False, "round robin in front of Sarathi-Serve"),
+    "least_requests+fcfs2048": Policy(
+        lambda seed: least_requests(), _FCFS2048, False, "fewest requests, in front of vLLM v1's default"
+    ),
+    "jsq+edf512": Policy(
+        _jsq, _chunked(STEP_TOKENS, "edf"), False, "shortest queue in tokens, earliest deadline first"
+    ),
+    "jsq+srpf512": Policy(
+        _jsq, _chunked(STEP_TOKENS, "srpf"), False, "shortest queue in tokens, shortest remaining prefill first"
+    ),
+    "jsq+scorpio": Policy(_jsq, _scorpio, False, "shortest queue in tokens, SCORPIO with steps of 512"),
+    "jsq+qoserve_literal": Policy(
+        _jsq, _qoserve_literal, False, "shortest queue in tokens, QoServe with TBT counted as its code does"
+    ),
+    "jsq+qoserve": Policy(
+        _jsq, _qoserve, False, "shortest queue in tokens, QoServe with TPOT counted from the first token made"
+    ),
+    "power_of_two+fcfs512": Policy(PowerOfTwo, _FCFS512, False, "the less loaded of two, in front of Sarathi-Serve"),
+    "llmd+fcfs512": Policy(LlmdDefault, _FCFS512, False, "llm-d's default scorers, in front of Sarathi-Serve"),
+    "llmd_headroom+fcfs512": Policy(
+        _llmd_headroom, _FCFS512, False, "llm-d's least predicted headroom, in front of Sarathi-Serve"
+    ),
+    "llmd_headroom+qoserve": Policy(
+        _llmd_headroom, _qoserve, False, "llm-d's least predicted headroom, in front of QoServe"
+    ),
+    "dynamo+fcfs512": Policy(DynamoKvCost, _FCFS512, False, "Dynamo's KV router, in front of Sarathi-Serve"),
+    "polyserve+fcfs512": Policy(
+        lambda seed: PolyServe(STEP_TOKENS), _FCFS512, False, "PolyServe (reconstructed), in front of Sarathi-Serve"
+    ),
+    "llumnix+fcfs512": Policy(
+        lambda seed: LlumnixSlo(STEP_TOKENS), _FCFS512, False, "Llumnix (reconstructed), in front of Sarathi-Serve"
+    ),
+}
+
+
+def policy_of(name: str) -> Policy:
+    """Raises ValueError where there is none of this name."""
+    try:
+        return POLICIES[name]
+    except KeyError:
+        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}") from None

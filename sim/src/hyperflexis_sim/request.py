@@ -1,0 +1,68 @@
+"""One request of a simulation: what it asks for, how far it is, what became of it. Times in microseconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+UNSERVED, RUNNING, FINISHED, REFUSED = range(4)
+
+
+@dataclass(slots=True, eq=False)
+class SimRequest:
+    """Satisfies the worker core's `Waiting`; the dispatcher sees it too."""
+
+    number: int
+    arrival_us: float
+    tier: str
+    tenant: str
+    prompt_tokens: int
+    output_tokens: int
+    """What it will turn out to make; no policy but a clairvoyant one may look."""
+    ttft_us: float
+    tpot_us: float
+    max_gap_us: float
+    weight: float
+    max_tokens: int
+    on_violation: str = "refuse"
+
+    due_us: float = 0.0
+    to_compute: int = 0
+    computed: int = 0
+    made: int = 0
+
+    state: int = UNSERVED
+    worker: int = -1
+    dispatched: int = 0
+    first_us: float = -1.0
+    last_us: float = -1.0
+    worst_gap_us: float = 0.0
+    late_tokens: int = 0
+    """Tokens k that came after arrival + TTFT + k TPOT."""
+    refused_us: float = -1.0
+    downgraded: bool = False
+    best_effort: bool = False
+    tier_promised: str = ""
+    promised_ttft_us: float = 0.0
+    """What its verdict is about, whatever it was downgraded to."""
+    promised_tpot_us: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.due_us = self.arrival_us + self.ttft_us
+        self.to_compute = self.prompt_tokens
+        self.tier_promised = self.tier
+        self.promised_ttft_us, self.promised_tpot_us = self.ttft_us, self.tpot_us
+
+    @property
+    def mean_tpot_us(self) -> float:
+        """After the first token; 0 with fewer than two."""
+        return (self.last_us - self.first_us) / (self.made - 1) if self.made > 1 else 0.0
+
+    @property
+    def attained(self) -> bool:
+        """As hyperflexis_common.verdict, in floating point."""
+        return (
+            self.state == FINISHED
+            and not self.downgraded
+            and self.first_us - self.arrival_us <= self.promised_ttft_us
+            and self.mean_tpot_us <= self.promised_tpot_us
+        )

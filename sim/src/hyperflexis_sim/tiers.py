@@ -1,0 +1,95 @@
+"""Promises of a simulated workload, and which share of the requests gets which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from hyperflexis_common.config import TierSettings
+
+
+class SimTier(TierSettings):
+    """A tier as in the stack's YAML, and its share of the requests of a trace that names no tiers."""
+
+    share: float = Field(default=1.0, gt=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """Microseconds."""
+
+    tier: str
+    ttft_us: float
+    tpot_us: float
+    max_gap_us: float
+    weight: float = 1.0
+    on_violation: str = "refuse"
+    """refuse, best_effort or downgrade:<tier>."""
+    share: float = 1.0
+
+    def scaled(self, factor: float) -> Promise:
+        """All times so many times as long."""
+        gap_us = max(4 * self.tpot_us * factor, 250_000.0)
+        return Promise(
+            self.tier,
+            self.ttft_us * factor,
+            self.tpot_us * factor,
+            gap_us,
+            self.weight,
+            self.on_violation,
+            self.share,
+        )
+
+
+def promise(tier: str, ttft_ms: float, tpot_ms: float, share: float = 1.0, weight: float = 1.0) -> Promise:
+    return Promise(tier, ttft_ms * 1e3, tpot_ms * 1e3, max(4 * tpot_ms, 250.0) * 1e3, weight, "refuse", share)
+
+
+FOUR_TASKS = {
+    "chat": promise("chat", 500, 50),
+    "code": promise("code", 500, 30),
+    "math": promise("math", 3_000, 50),
+    "summarise": promise("summarise", 15_000, 150),
+}
+"""Each value from a cited setting of the literature; the mix is ours (docs/scheduling.md)."""
+
+LONG_CONTEXT = {
+    "interactive": promise("interactive", 5_000, 50, 0.5),
+    "agent": promise("agent", 15_000, 100, 0.3),
+    "batch": promise("batch", 60_000, 200, 0.2),
+}
+"""For traces with prompts of tens of thousands of tokens; ours."""
+
+
+def read_tiers(path: Path) -> Mapping[str, Promise]:
+    """`tiers:` of a YAML file, each as in the stack's configuration with a `share`. Raises ValueError."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = document["tiers"] if isinstance(document, dict) and "tiers" in document else document
+        tiers = TypeAdapter(list[SimTier]).validate_python(entries)
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: tiers.{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
+    if not tiers:
+        raise ValueError(f"{path} names no tiers")
+    found = {}
+    for tier in tiers:
+        gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
+        found[tier.name] = Promise(
+            tier.name,
+            tier.ttft_ms * 1e3,
+            tier.tpot_ms * 1e3,
+            gap_ms * 1e3,
+            tier.weight,
+            tier.on_violation,
+            tier.share,
+        )
+    return found
