@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worker_rig import FIRST, SECOND, Update, ready
 
-from hyperflexis.common.v1 import capability_pb2
+from hyperflexis.common.v1 import capability_pb2, slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt
@@ -157,3 +157,20 @@ def test_a_session_that_does_not_begin_with_registered_is_ended() -> None:
     ping(rig, 30_000)
     (drop,) = rig.of(DropScheduler)
     assert drop.reason == "ping came where registered was due" and not rig.of(ToScheduler)
+
+
+def test_a_request_given_up_is_told_to_the_scheduler_and_not_to_its_router() -> None:
+    """Its router would submit it again at once, as failed, before the scheduler knows why."""
+    rig = ready()
+    rig.run()
+    rig.start()
+    rig.take(
+        rig.core.engine_stepped(
+            EngineEvent(adds_applied=1, given_up=[("a", FIRST, slo_pb2.Decision(reason="hopeless"))]), rig.now_us
+        )
+    )
+    assert not rig.gone() and rig.core.requests.unfinished == 0
+    rig.pass_time(NEWS_INTERVAL_US)
+    reports = [effect.message.report for effect in rig.of(ToScheduler) if isinstance(effect, ToScheduler)]
+    [update] = [update for report in reports for update in report.updates if update.kind == Update.KIND_GAVE_UP]
+    assert update.request_id == "a" and update.decision.reason == "hopeless"
