@@ -162,7 +162,7 @@ class Requests:
                 self._finish(request, ended, now_us)
         for request_id, attempt, decision in event.given_up:
             if (request := self._current(request_id, attempt)) is not None:
-                # Its router hears of it from the scheduler, which may place it elsewhere, refuse it or loosen its promise.
+                # Its router hears of it from the scheduler, which may place it elsewhere, refuse it or downgrade it.
                 # Told by us it would submit it again as failed, and be quicker than the report that says why.
                 self._drop(request, engine=False)
                 self._reporter.update(request_id, attempt, Update.KIND_GAVE_UP, request.count, decision)
