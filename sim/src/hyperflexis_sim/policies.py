@@ -8,7 +8,7 @@ KV pool for growth, as none of them does: they preempt.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core.dispatch_policy import (
@@ -23,7 +23,7 @@ from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
 from hyperflexis_worker.core.step_policy import StepPolicy
 
 SEQUENCES = 256
@@ -49,8 +49,8 @@ def _chunked(max_tokens: int, order: str = "fcfs") -> Step:
     return lambda model: ChunkedPolicy(model, max_tokens, SEQUENCES, order)
 
 
-def _hyperflexis(model: StepTimeModel) -> StepPolicy:
-    return SloPolicy(model, max_tokens=8192, max_sequences=512)
+def _hyperflexis(rules: SloRules | None = None) -> Step:
+    return lambda model: SloPolicy(model, max_tokens=8192, max_sequences=512, rules=rules)
 
 
 def _scorpio(model: StepTimeModel) -> StepPolicy:
@@ -82,8 +82,9 @@ _FCFS2048 = _chunked(2048)
 
 POLICIES = {
     "hyperflexis": Policy(
-        lambda seed: EarliestFirstToken(), _hyperflexis, True, "earliest first token, then steps by slack and worth"
+        lambda seed: EarliestFirstToken(), _hyperflexis(), True, "earliest first token, then steps by slack and worth"
     ),
+    "round_robin+hyperflexis": Policy(_round_robin, _hyperflexis(), True, "round robin in front of our steps"),
     "round_robin+fcfs2048": Policy(_round_robin, _FCFS2048, False, "round robin in front of vLLM v1's default"),
     "round_robin+fcfs512": Policy(_round_robin, _FCFS512, False, "round robin in front of Sarathi-Serve"),
     "least_requests+fcfs2048": Policy(
@@ -121,8 +122,31 @@ POLICIES = {
 
 
 def policy_of(name: str) -> Policy:
-    """Raises ValueError where there is none of this name."""
+    """By its name; `hyperflexis:work_order=0:give_up=false` is ours with some of SloRules changed.
+
+    Raises ValueError where there is none of this name, or no such rule.
+    """
+    name, *changes = name.split(":")
+    policy = POLICIES.get(name)
+    if policy is None:
+        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    if not changes:
+        return policy
+    if not name.endswith("hyperflexis"):
+        raise ValueError(f"{name!r} has no rules to change; only hyperflexis and round_robin+hyperflexis have")
+    return replace(policy, step=_hyperflexis(SloRules(**dict(map(_rule, changes)))))
+
+
+def _rule(change: str) -> tuple[str, float | bool]:
+    name, _, value = change.partition("=")
+    kinds = {field.name: field.type for field in fields(SloRules)}
+    if name not in kinds:
+        raise ValueError(f"unknown rule {name!r}; known: {', '.join(kinds)}")
+    if kinds[name] == "bool":
+        if value not in ("true", "false"):
+            raise ValueError(f"{name} is true or false, not {value!r}")
+        return name, value == "true"
     try:
-        return POLICIES[name]
-    except KeyError:
-        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}") from None
+        return name, float(value)
+    except ValueError:
+        raise ValueError(f"{name} is a number, not {value!r}") from None

@@ -30,6 +30,8 @@ class SloRules:
     """... less this, or a tenth of the tightest TPOT where that is less: the slack not trusted."""
     floor_share: float = 0.7
     """Of the tightest TPOT: no late decode makes steps shorter than this, or it would freeze prefill."""
+    longest_share: float = 1.0
+    """Of the tightest TPOT, however much slack there is: longer steps gain nothing, and are pauses for all."""
     longest_us: float = 200_000.0
     """A step takes no longer than this, whatever the slack."""
     work_order: float = 10.0
@@ -114,7 +116,8 @@ class SloPolicy:
         tightest_us = float(decodes.tpot_us.min())
         slack_us = min(float(decodes.due_us.min()), float(decodes.pause_end_us.min())) - now_us
         margin_us = min(rules.margin_us, 0.1 * tightest_us)
-        return min(max(slack_us * rules.slack_share - margin_us, rules.floor_share * tightest_us), rules.longest_us)
+        within_us = min(slack_us * rules.slack_share - margin_us, rules.longest_share * tightest_us, rules.longest_us)
+        return max(within_us, rules.floor_share * tightest_us)
 
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
