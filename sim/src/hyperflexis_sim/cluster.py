@@ -14,10 +14,10 @@ import numpy as np
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
-from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy
+from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, in_time
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_sim.engine import EngineReport, SimEngine
-from hyperflexis_sim.noise import Noise
+from hyperflexis_sim.noise import MeasuredNoise, Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_worker.core.output_lengths import OutputLengths
@@ -41,6 +41,10 @@ class WorkerKind:
     slower: float = 1.0
     """How much slower it is in truth."""
     name: str = "gpu"
+    steps: Sequence[tuple[float, float]] = ()
+    """Measured, in order: the time by the model, and what it took over that; none = the cluster's `step_noise`."""
+    host_us: float = 0.0
+    """Between two steps, seen by neither model nor policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,10 @@ class Delays:
     """Report made -> known to the scheduler."""
     report_every_us: float = 100_000.0
     """Least time between two reports of one worker."""
+    first_us: float = 0.0
+    """First token made -> at its client."""
+    last_us: float = 0.0
+    """The same of a last token, which may have waited to go with others."""
 
 
 @dataclass
@@ -93,7 +101,8 @@ class Cluster:
                 self.policy_of(kind.model),
                 kind.model.scaled(kind.slower),
                 kind.kv_tokens,
-                Noise(self.step_noise, (self.seed, index)),
+                self._noise(kind, index),
+                host_us=kind.host_us,
                 reserve_growth=self.reserve_growth,
                 leap=self.leap,
             )
@@ -115,6 +124,10 @@ class Cluster:
         self._sent = [0] * count
         self._reported_us = [-1e18] * count
         self._events = []
+
+    def _noise(self, kind: WorkerKind, index: int) -> Noise:
+        seed = (self.seed, index)
+        return MeasuredNoise(kind.steps, seed) if kind.steps else Noise(self.step_noise, seed)
 
     def run(self, requests: Sequence[SimRequest], until_us: float, tick: Callable[[float], None] | None = None) -> None:
         """Serves requests in order of arrival; stops at `until_us`, or when nothing is left to do."""
@@ -145,16 +158,7 @@ class Cluster:
 
     def _place(self, request: SimRequest, among: np.ndarray | None = None) -> None:
         request.dispatched += 1
-        ask = Ask(
-            request.prompt_tokens,
-            self.now_us - request.arrival_us,
-            request.ttft_us,
-            request.tpot_us,
-            request.max_tokens,
-            request.tier,
-            self.lengths.mean(request.tier),
-        )
-        slot = self.dispatch.choose(ask, self.loads, self._among if among is None else among).slot
+        slot = self.dispatch.choose(self._ask(request), self.loads, self._among if among is None else among).slot
         request.worker = slot
         own_us = self.kinds[slot].model.prefill_us(request.prompt_tokens)
         self._sent[slot] += 1
@@ -163,6 +167,17 @@ class Cluster:
         self.loads.add(slot, columns.QUEUED_TOKENS, request.prompt_tokens)
         self.loads.add(slot, columns.QUEUED_US, own_us)
         self._at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
+
+    def _ask(self, request: SimRequest) -> Ask:
+        return Ask(
+            request.prompt_tokens,
+            self.now_us - request.arrival_us,
+            request.ttft_us,
+            request.tpot_us,
+            request.max_tokens,
+            request.tier,
+            self.lengths.mean(request.tier),
+        )
 
     def _deliver(self, slot: int, request: SimRequest) -> None:
         engine = self.engines[slot]
@@ -219,6 +234,8 @@ class Cluster:
 
     def _finished(self, request: SimRequest, now_us: float) -> None:
         self.lengths.learn(request.tier, request.made)
+        request.first_us += self.delays.first_us
+        request.last_us += self.delays.last_us if request.made > 1 else self.delays.first_us
 
     def _given_up(self, given_up: GivenUp, now_us: float) -> None:
         request = given_up.request
@@ -229,10 +246,9 @@ class Cluster:
         """Another worker, if one still can by its model; else what its tier says."""
         if self.second_try and request.dispatched == 1 and len(self.kinds) > 1:
             others = self._among[self._among != request.worker]
-            own_us = self.loads.prefill_us(request.prompt_tokens, others) + self.loads.of(columns.QUEUED_US, others)
-            able = self.now_us + self.delays.dispatch_us + own_us + self.loads.of(columns.C0, others) < request.due_us
-            if able.any():
-                self._place(request, others[able])
+            able = in_time(self._ask(request), self.loads, others)
+            if len(able):
+                self._place(request, able)
                 return
         kind, _, target = request.on_violation.partition(":")
         if kind == "refuse" or (kind == "downgrade" and target not in self.promises):
