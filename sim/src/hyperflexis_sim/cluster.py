@@ -16,6 +16,7 @@ from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, in_time
 from hyperflexis_scheduler.core.loads import WorkerLoads
+from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.engine import EngineReport, SimEngine
 from hyperflexis_sim.noise import MeasuredNoise, Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
@@ -28,6 +29,8 @@ BEST_EFFORT_TTFT_US = 3.6e9
 BEST_EFFORT_TPOT_US = 1e6
 """Its decodes hurry nobody else's prefill."""
 
+REBALANCE_US = 100_000.0
+"""Between two rounds."""
 PolicyFactory = Callable[[StepTimeModel], StepPolicy]
 
 
@@ -47,22 +50,6 @@ class WorkerKind:
     """Between two steps, seen by neither model nor policy."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delays:
-    """Measured on the live stack (bench/control.py), rounded up; microseconds."""
-
-    dispatch_us: float = 2_000.0
-    """Full request received -> in the worker's queue."""
-    report_us: float = 2_000.0
-    """Report made -> known to the scheduler."""
-    report_every_us: float = 100_000.0
-    """Least time between two reports of one worker."""
-    first_us: float = 0.0
-    """First token made -> at its client."""
-    last_us: float = 0.0
-    """The same of a last token, which may have waited to go with others."""
-
-
 @dataclass
 class Cluster:
     """Runs requests through workers. `policy_of` makes each worker's own step policy."""
@@ -79,6 +66,8 @@ class Cluster:
     """What a downgrade falls to."""
     second_try: bool = True
     """A request given up goes to another worker if that one still can."""
+    rebalance: bool = False
+    """Idle workers get what others have not begun, as the live scheduler sees to."""
 
     engines: list[SimEngine] = field(init=False)
     loads: WorkerLoads = field(init=False)
@@ -88,6 +77,7 @@ class Cluster:
     _sent: list[int] = field(init=False)
     _reported_us: list[float] = field(init=False)
     _events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = field(init=False)
+    _rebalanced_us: float = 0.0
     _count: int = 0
     now_us: float = 0.0
 
@@ -139,7 +129,7 @@ class Cluster:
                 self.now_us = request.arrival_us
                 if self.now_us > until_us:
                     return
-                self._place(request)
+                self._submit(request)
                 request = next(arrivals, None)
             elif self._events:
                 self.now_us, _, action, arguments = heapq.heappop(self._events)
@@ -155,6 +145,13 @@ class Cluster:
     def _at(self, time_us: float, action: Callable[..., None], *arguments: object) -> None:
         self._count += 1
         heapq.heappush(self._events, (time_us, self._count, action, arguments))
+
+    def _submit(self, request: SimRequest) -> None:
+        delay_us = self.delays.submit_us(self.seed, request.number)
+        if delay_us:
+            self._at(self.now_us + delay_us, self._place, request)
+        else:
+            self._place(request)
 
     def _place(self, request: SimRequest, among: np.ndarray | None = None) -> None:
         request.dispatched += 1
@@ -232,10 +229,25 @@ class Cluster:
         loads.set(slot, columns.CONTEXT, report.context_tokens)
         loads.set(slot, columns.KV_USED, report.kv_used)
 
+        if self.rebalance and self.now_us >= self._rebalanced_us + REBALANCE_US:
+            self._rebalanced_us = self.now_us
+            self._feed_idle()
+
+    def _feed_idle(self) -> None:
+        """From the workers with the most queued work, one each, what they would do last; it is placed anew."""
+        idle = int((self.loads.of(columns.REQUESTS, self._among) == 0).sum())
+        queued_us = self.loads.of(columns.QUEUED_US, self._among) / self.loads.of(columns.SHARE, self._among)
+        for slot in np.argsort(-queued_us)[:idle].tolist():
+            request = self.engines[slot].revoke() if self.loads.get(slot, columns.REQUESTS) > 1 else None
+            if request is not None:
+                request.moves += 1
+                self._at(self.now_us + 2 * self.delays.report_us, self._place, request)
+
     def _finished(self, request: SimRequest, now_us: float) -> None:
         self.lengths.learn(request.tier, request.made)
-        request.first_us += self.delays.first_us
-        request.last_us += self.delays.last_us if request.made > 1 else self.delays.first_us
+        first_us, last_us = self.delays.return_us(self.seed, request.number)
+        request.first_us += first_us
+        request.last_us = max(request.last_us + last_us, request.first_us)
 
     def _given_up(self, given_up: GivenUp, now_us: float) -> None:
         request = given_up.request

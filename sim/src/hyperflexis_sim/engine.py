@@ -20,6 +20,7 @@ from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
 from hyperflexis_worker.core.step_policy import Decodes, GivenUp, Offer, StepChoice, StepPolicy
 
+MOST_MOVES = 3
 LONGEST_LEAP = 512
 """Steps; bounds the arrays of a leap."""
 
@@ -122,6 +123,16 @@ class SimEngine:
                 )
                 self.version += 1
             run.waiting_left = False
+
+    def revoke(self) -> SimRequest | None:
+        """The newest request that has not begun and may still move, taken away."""
+        begun = [chosen.request for chosen in self._run.choice.chunks] if self._run else []
+        for request in sorted(self.waiting.requests, key=lambda request: -request.arrival_us)[:8]:
+            assert isinstance(request, SimRequest)
+            if not request.computed and not request.made and request not in begun and request.moves < MOST_MOVES:
+                self.waiting.remove(request)
+                return request
+        return None
 
     def ended(self, now_us: float) -> None:
         """The steps under way are over; the next one begins."""
@@ -235,15 +246,8 @@ class SimEngine:
         context = self.table.context_tokens
         if choice.decode is not None:
             context *= decodes / max(self.table.count, 1)
-        first_us = (
-            model.c0_us
-            + model.host_us
-            + model.c1_us * min(tokens, PLATEAU_TOKENS)
-            + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
-            + pairs_us
-            + model.c4_us * context
-            + model.c5_us * decodes
-        )
+        first_us = model.c0_us + model.host_us + pairs_us + model.c4_us * context + model.c5_us * decodes
+        first_us += model.c1_us * min(tokens, PLATEAU_TOKENS) + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
         return first_us + model.c4_us * decodes * np.arange(steps)
 
     def _preempt(self) -> None:
