@@ -49,7 +49,7 @@ demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedd
 ##@ Check it
 
 # Several test processes on few cores: threads that spin for each other cost minutes.
-test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine bench-slo: export OMP_NUM_THREADS := 1
+test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine bench-fidelity bench-slo: export OMP_NUM_THREADS := 1
 
 .PHONY: test
 test: $(FULL) $(MODEL)/config.json ## Unit, property, contract and integration tests (ARGS=pytest arguments)
@@ -87,6 +87,10 @@ bench-engine: $(FULL) $(MODEL)/config.json ## The torch engine against transform
 .PHONY: bench-slo
 bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes)
 	$(BIN)/python bench/slo.py $(ARGS)
+
+.PHONY: bench-fidelity
+bench-fidelity: $(FULL) $(MODEL)/config.json ## The simulator against live runs on this machine: a quarter of an hour (ARGS="--engine modelled")
+	$(BIN)/python bench/fidelity.py --model $(MODEL) $(ARGS)
 
 .PHONY: lint
 lint: $(FULL) ## ruff, import contracts, file lengths and names

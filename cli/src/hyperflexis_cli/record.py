@@ -15,6 +15,7 @@ class Record:
     """Times are seconds after the start of the replay, by the client's clock."""
 
     planned: Planned
+    request_id: str = ""
     sent_s: float = 0.0
     first_token_s: float | None = None
     last_token_s: float | None = None

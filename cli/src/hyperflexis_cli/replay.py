@@ -82,12 +82,13 @@ class Replay:
         self._timeout_s = timeout_s
         self._detach_grace_ms = detach_grace_ms
         self._objectives = objectives or {}
-        self._began_s = 0.0
+        self.began_s = 0.0
+        """On time.perf_counter(); what all times of the records count from."""
         self.progress = Progress(len(plan))
 
     async def run(self) -> list[Record]:
         """Sends everything and waits until everything has ended; the records in order of arrival."""
-        self._began_s = time.perf_counter()
+        self.began_s = time.perf_counter()
         async with asyncio.TaskGroup() as tasks:
             for planned in self._plan:
                 prompt = self._prompt(planned)
@@ -101,7 +102,7 @@ class Replay:
         return self.progress.records
 
     def _now_s(self) -> float:
-        self.progress.elapsed_s = time.perf_counter() - self._began_s
+        self.progress.elapsed_s = time.perf_counter() - self.began_s
         return self.progress.elapsed_s
 
     def _prompt(self, planned: Planned) -> list[int]:
@@ -146,8 +147,8 @@ class Replay:
                         self.progress.prompt_tokens += record.planned.prompt_tokens
                     record.output_tokens += len(token_ids)
                     self.progress.output_tokens += len(token_ids)
-                case Accepted(slo=slo):
-                    record.slo = slo
+                case Accepted(request_id=request_id, slo=slo):
+                    record.request_id, record.slo = request_id, slo
                 case Finished():
                     record.finished = event
                     if event.message and not event.reason.complete:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -142,6 +144,24 @@ async def test_an_engine_that_cannot_start_says_why() -> None:
         assert any(isinstance(event, frames.EngineFailed) for event in events)
     finally:
         await engine.stop()
+
+
+async def test_what_the_engine_did_can_be_logged(tmp_path: Path) -> None:
+    handle = EngineHandle(settings("process").model_copy(update={"step_log": tmp_path / "steps"}))
+    await handle.start()
+    handle.send(add(1, "r1", max_tokens=3))
+    async with asyncio.timeout(20):
+        async for event in handle.events():
+            if isinstance(event, frames.Stepped) and event.ended:
+                break
+    await handle.stop()
+    [path] = (tmp_path / "steps").glob("w-*.jsonl")
+    added, first, second, third = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    assert added["added"] == "r1"
+    assert (first["prefill_chunks"], first["decodes"], first["first"], first["busy"]) == ([[3, 0]], 0, ["r1"], True)
+    assert (second["decodes"], second["decode_context_tokens"], second["first"]) == (1, 3, [])
+    assert (third["last"], third["busy"]) == (["r1"], False)
+    assert third["began_us"] >= second["began_us"] + second["took_us"]
 
 
 @pytest.mark.parametrize("leak", [False, True])

@@ -14,10 +14,11 @@ import numpy as np
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
-from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy
+from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, in_time
 from hyperflexis_scheduler.core.loads import WorkerLoads
+from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.engine import EngineReport, SimEngine
-from hyperflexis_sim.noise import Noise
+from hyperflexis_sim.noise import MeasuredNoise, Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_worker.core.output_lengths import OutputLengths
@@ -28,6 +29,8 @@ BEST_EFFORT_TTFT_US = 3.6e9
 BEST_EFFORT_TPOT_US = 1e6
 """Its decodes hurry nobody else's prefill."""
 
+REBALANCE_US = 100_000.0
+"""Between two rounds."""
 PolicyFactory = Callable[[StepTimeModel], StepPolicy]
 
 
@@ -41,18 +44,10 @@ class WorkerKind:
     slower: float = 1.0
     """How much slower it is in truth."""
     name: str = "gpu"
-
-
-@dataclass(frozen=True, slots=True)
-class Delays:
-    """Measured on the live stack (bench/control.py), rounded up; microseconds."""
-
-    dispatch_us: float = 2_000.0
-    """Full request received -> in the worker's queue."""
-    report_us: float = 2_000.0
-    """Report made -> known to the scheduler."""
-    report_every_us: float = 100_000.0
-    """Least time between two reports of one worker."""
+    steps: Sequence[tuple[float, float]] = ()
+    """Measured, in order: the time by the model, and what it took over that; none = the cluster's `step_noise`."""
+    host_us: float = 0.0
+    """Between two steps, seen by neither model nor policy."""
 
 
 @dataclass
@@ -71,6 +66,8 @@ class Cluster:
     """What a downgrade falls to."""
     second_try: bool = True
     """A request given up goes to another worker if that one still can."""
+    rebalance: bool = False
+    """Idle workers get what others have not begun, as the live scheduler sees to."""
 
     engines: list[SimEngine] = field(init=False)
     loads: WorkerLoads = field(init=False)
@@ -80,6 +77,7 @@ class Cluster:
     _sent: list[int] = field(init=False)
     _reported_us: list[float] = field(init=False)
     _events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = field(init=False)
+    _rebalanced_us: float = 0.0
     _count: int = 0
     now_us: float = 0.0
 
@@ -93,7 +91,8 @@ class Cluster:
                 self.policy_of(kind.model),
                 kind.model.scaled(kind.slower),
                 kind.kv_tokens,
-                Noise(self.step_noise, (self.seed, index)),
+                self._noise(kind, index),
+                host_us=kind.host_us,
                 reserve_growth=self.reserve_growth,
                 leap=self.leap,
             )
@@ -116,6 +115,10 @@ class Cluster:
         self._reported_us = [-1e18] * count
         self._events = []
 
+    def _noise(self, kind: WorkerKind, index: int) -> Noise:
+        seed = (self.seed, index)
+        return MeasuredNoise(kind.steps, seed) if kind.steps else Noise(self.step_noise, seed)
+
     def run(self, requests: Sequence[SimRequest], until_us: float, tick: Callable[[float], None] | None = None) -> None:
         """Serves requests in order of arrival; stops at `until_us`, or when nothing is left to do."""
         arrivals = iter(requests)
@@ -126,7 +129,7 @@ class Cluster:
                 self.now_us = request.arrival_us
                 if self.now_us > until_us:
                     return
-                self._place(request)
+                self._submit(request)
                 request = next(arrivals, None)
             elif self._events:
                 self.now_us, _, action, arguments = heapq.heappop(self._events)
@@ -143,18 +146,16 @@ class Cluster:
         self._count += 1
         heapq.heappush(self._events, (time_us, self._count, action, arguments))
 
+    def _submit(self, request: SimRequest) -> None:
+        delay_us = self.delays.submit_us(self.seed, request.number)
+        if delay_us:
+            self._at(self.now_us + delay_us, self._place, request)
+        else:
+            self._place(request)
+
     def _place(self, request: SimRequest, among: np.ndarray | None = None) -> None:
         request.dispatched += 1
-        ask = Ask(
-            request.prompt_tokens,
-            self.now_us - request.arrival_us,
-            request.ttft_us,
-            request.tpot_us,
-            request.max_tokens,
-            request.tier,
-            self.lengths.mean(request.tier),
-        )
-        slot = self.dispatch.choose(ask, self.loads, self._among if among is None else among).slot
+        slot = self.dispatch.choose(self._ask(request), self.loads, self._among if among is None else among).slot
         request.worker = slot
         own_us = self.kinds[slot].model.prefill_us(request.prompt_tokens)
         self._sent[slot] += 1
@@ -163,6 +164,17 @@ class Cluster:
         self.loads.add(slot, columns.QUEUED_TOKENS, request.prompt_tokens)
         self.loads.add(slot, columns.QUEUED_US, own_us)
         self._at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
+
+    def _ask(self, request: SimRequest) -> Ask:
+        return Ask(
+            request.prompt_tokens,
+            self.now_us - request.arrival_us,
+            request.ttft_us,
+            request.tpot_us,
+            request.max_tokens,
+            request.tier,
+            self.lengths.mean(request.tier),
+        )
 
     def _deliver(self, slot: int, request: SimRequest) -> None:
         engine = self.engines[slot]
@@ -217,8 +229,25 @@ class Cluster:
         loads.set(slot, columns.CONTEXT, report.context_tokens)
         loads.set(slot, columns.KV_USED, report.kv_used)
 
+        if self.rebalance and self.now_us >= self._rebalanced_us + REBALANCE_US:
+            self._rebalanced_us = self.now_us
+            self._feed_idle()
+
+    def _feed_idle(self) -> None:
+        """From the workers with the most queued work, one each, what they would do last; it is placed anew."""
+        idle = int((self.loads.of(columns.REQUESTS, self._among) == 0).sum())
+        queued_us = self.loads.of(columns.QUEUED_US, self._among) / self.loads.of(columns.SHARE, self._among)
+        for slot in np.argsort(-queued_us)[:idle].tolist():
+            request = self.engines[slot].revoke() if self.loads.get(slot, columns.REQUESTS) > 1 else None
+            if request is not None:
+                request.moves += 1
+                self._at(self.now_us + 2 * self.delays.report_us, self._place, request)
+
     def _finished(self, request: SimRequest, now_us: float) -> None:
         self.lengths.learn(request.tier, request.made)
+        first_us, last_us = self.delays.return_us(self.seed, request.number)
+        request.first_us += first_us
+        request.last_us = max(request.last_us + last_us, request.first_us)
 
     def _given_up(self, given_up: GivenUp, now_us: float) -> None:
         request = given_up.request
@@ -229,10 +258,9 @@ class Cluster:
         """Another worker, if one still can by its model; else what its tier says."""
         if self.second_try and request.dispatched == 1 and len(self.kinds) > 1:
             others = self._among[self._among != request.worker]
-            own_us = self.loads.prefill_us(request.prompt_tokens, others) + self.loads.of(columns.QUEUED_US, others)
-            able = self.now_us + self.delays.dispatch_us + own_us + self.loads.of(columns.C0, others) < request.due_us
-            if able.any():
-                self._place(request, others[able])
+            able = in_time(self._ask(request), self.loads, others)
+            if len(able):
+                self._place(request, able)
                 return
         kind, _, target = request.on_violation.partition(":")
         if kind == "refuse" or (kind == "downgrade" and target not in self.promises):

@@ -10,16 +10,19 @@ from hyperflexis_worker.core.step_policy import Decodes
 
 Floats = npt.NDArray[np.float64]
 
-DUE, PAUSE_END, TPOT, GAP, CREDIT, CONTEXT, LEFT, MADE, LAST, WORST, TOKEN_DUE, PROMISED, LATE, EXPECTED = range(14)
+FIELDS = 15
+DUE, PAUSE_END, TPOT, GAP, CREDIT, CONTEXT, LEFT, MADE, LAST, WORST, TOKEN_DUE, PROMISED, LATE, EXPECTED, LIMIT = range(
+    FIELDS
+)
 """TOKEN_DUE: when the next token is due by arrival + TTFT + k TPOT as promised at first; LATE: tokens that missed it;
-EXPECTED: output tokens that its tier makes on average, as known when it began to decode."""
+EXPECTED: output tokens that its tier makes on average, as known when it began to decode; LIMIT: and at most."""
 
 
 class DecodeTable:
     """Rows are fields, columns requests; the first `count` columns are in use."""
 
     def __init__(self, capacity: int = 64) -> None:
-        self._table = np.zeros((14, capacity))
+        self._table = np.zeros((FIELDS, capacity))
         self.requests: list[SimRequest] = []
         self.context_tokens = 0.0
 
@@ -57,6 +60,7 @@ class DecodeTable:
             request.promised_tpot_us,
             request.late_tokens,
             expected_tokens,
+            request.max_tokens,
         )
         self.requests.append(request)
         self.context_tokens += context
@@ -128,6 +132,7 @@ class DecodeTable:
         return int(used[DUE].argmax())
 
     def growth(self) -> float:
-        """Tokens that all of them are expected to grow by, on average over their remaining lives."""
+        """Tokens that all of them are expected to grow by: OutputLengths.remaining, summed."""
         used = self._table[:, : self.count]
-        return float(np.maximum(used[EXPECTED] - used[MADE], used[EXPECTED] / 2).sum()) / 2
+        expected = np.maximum(used[EXPECTED] - used[MADE], used[EXPECTED] / 2) + 1
+        return float(np.minimum(used[LIMIT] - used[MADE], expected).sum())

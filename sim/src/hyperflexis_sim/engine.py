@@ -20,6 +20,7 @@ from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
 from hyperflexis_worker.core.step_policy import Decodes, GivenUp, Offer, StepChoice, StepPolicy
 
+MOST_MOVES = 3
 LONGEST_LEAP = 512
 """Steps; bounds the arrays of a leap."""
 
@@ -62,6 +63,7 @@ class SimEngine:
         kv_tokens: int,
         noise: Noise,
         *,
+        host_us: float = 0.0,
         reserve_growth: bool,
         leap: bool = True,
     ) -> None:
@@ -80,7 +82,10 @@ class SimEngine:
         """Computed tokens of those that do not decode yet."""
         self._owed = 0
         """Tokens that those begun, in this step too, are yet to fill."""
+        self._growth: float | None = None
+        """Tokens that all who run, those begun in this step too, are expected to make; None = not asked yet."""
         self._noise = noise
+        self._host_us = host_us
         self._reserve_growth = reserve_growth
         self._leap = leap
         self._run: _Run | None = None
@@ -118,6 +123,16 @@ class SimEngine:
                 )
                 self.version += 1
             run.waiting_left = False
+
+    def revoke(self) -> SimRequest | None:
+        """The newest request that has not begun and may still move, taken away."""
+        begun = [chosen.request for chosen in self._run.choice.chunks] if self._run else []
+        for request in sorted(self.waiting.requests, key=lambda request: -request.arrival_us)[:8]:
+            assert isinstance(request, SimRequest)
+            if not request.computed and not request.made and request not in begun and request.moves < MOST_MOVES:
+                self.waiting.remove(request)
+                return request
+        return None
 
     def ended(self, now_us: float) -> None:
         """The steps under way are over; the next one begins."""
@@ -194,6 +209,7 @@ class SimEngine:
         while self.table.count and self.kv_used + self.table.count > self.kv_tokens:
             self._preempt()
         self._owed = int(self.waiting.to_compute[self.waiting.computed > 0].sum()) if self._begun_tokens else 0
+        self._growth = None
         decodes = self.table.view()
         choice = self.policy.choose(now_us, decodes, self.waiting, self)
         if choice.given_up:
@@ -215,8 +231,9 @@ class SimEngine:
             room = int((self.kv_tokens - self.kv_used) // decoding)
             steps = max(1, min(self.table.least_left(), LONGEST_LEAP, room))
         predicted_us = self._times(self.policy.model, choice, decoding, steps)
-        took_us = self._times(self.truth, choice, decoding, steps) * self._noise.take(steps)
-        ends_us = now_us + np.cumsum(took_us)
+        times_us = self._times(self.truth, choice, decoding, steps)
+        took_us = times_us * self._noise.take(times_us)
+        ends_us = now_us + np.cumsum(took_us + self._host_us)
         left = len(self.waiting) > len(choice.chunks) or any(c.tokens < c.request.to_compute for c in choice.chunks)
         self._run = _Run(choice, decodes, ends_us, predicted_us, took_us, left)
 
@@ -229,15 +246,8 @@ class SimEngine:
         context = self.table.context_tokens
         if choice.decode is not None:
             context *= decodes / max(self.table.count, 1)
-        first_us = (
-            model.c0_us
-            + model.host_us
-            + model.c1_us * min(tokens, PLATEAU_TOKENS)
-            + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
-            + pairs_us
-            + model.c4_us * context
-            + model.c5_us * decodes
-        )
+        first_us = model.c0_us + model.host_us + pairs_us + model.c4_us * context + model.c5_us * decodes
+        first_us += model.c1_us * min(tokens, PLATEAU_TOKENS) + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
         return first_us + model.c4_us * decodes * np.arange(steps)
 
     def _preempt(self) -> None:
@@ -265,14 +275,21 @@ class SimEngine:
             fits = used + request.to_compute <= self.kv_tokens
             return Offer(request.computed, request.to_compute) if fits else None
         need = used + self._owed + request.to_compute
-        if need > self.kv_tokens:
-            return None
-        if self._reserve_growth and self.table.count and need > 0.5 * self.kv_tokens:
-            need += self.lengths.remaining(request.tier, request.made, request.max_tokens) / 2
-            if need + self.table.growth() > self.kv_tokens:
-                return None
-        return Offer(0, request.to_compute)
+        if self._reserve_growth and (self.table.count or self._owed):
+            need += self._expected_growth() + self._remaining(request)
+        return Offer(0, request.to_compute) if need <= self.kv_tokens else None
 
     def take(self, request: Waiting) -> None:
         if not request.computed:
             self._owed += request.to_compute
+            if self._reserve_growth:
+                self._growth = self._expected_growth() + self._remaining(request)
+
+    def _expected_growth(self) -> float:
+        if self._growth is None:
+            begun = np.flatnonzero(self.waiting.computed)
+            self._growth = self.table.growth() + sum(self._remaining(self.waiting.requests[at]) for at in begun)
+        return self._growth
+
+    def _remaining(self, request: Waiting) -> float:
+        return self.lengths.remaining(request.tier, request.made, request.max_tokens)

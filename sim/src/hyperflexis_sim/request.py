@@ -33,6 +33,8 @@ class SimRequest:
     state: int = UNSERVED
     worker: int = -1
     dispatched: int = 0
+    moves: int = 0
+    """Times it was taken from a worker for an idle one."""
     first_us: float = -1.0
     last_us: float = -1.0
     worst_gap_us: float = 0.0

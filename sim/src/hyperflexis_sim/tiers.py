@@ -31,6 +31,13 @@ class Promise:
     """refuse, best_effort or downgrade:<tier>."""
     share: float = 1.0
 
+    @classmethod
+    def of(cls, tier: TierSettings, share: float = 1.0) -> Promise:
+        """As the stack's configuration has it."""
+        gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
+        times_us = tier.ttft_ms * 1e3, tier.tpot_ms * 1e3, gap_ms * 1e3
+        return cls(tier.name, *times_us, tier.weight, tier.on_violation, share)
+
     def scaled(self, factor: float) -> Promise:
         """All times so many times as long."""
         gap_us = max(4 * self.tpot_us * factor, 250_000.0)
@@ -80,16 +87,4 @@ def read_tiers(path: Path) -> Mapping[str, Promise]:
         raise ValueError(f"{path}: tiers.{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
     if not tiers:
         raise ValueError(f"{path} names no tiers")
-    found = {}
-    for tier in tiers:
-        gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
-        found[tier.name] = Promise(
-            tier.name,
-            tier.ttft_ms * 1e3,
-            tier.tpot_ms * 1e3,
-            gap_ms * 1e3,
-            tier.weight,
-            tier.on_violation,
-            tier.share,
-        )
-    return found
+    return {tier.name: Promise.of(tier, tier.share) for tier in tiers}

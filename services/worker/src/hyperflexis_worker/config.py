@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -60,6 +61,8 @@ class WorkerSettings(ServiceSettings):
     """Free tags shown in the cluster, such as the scaler's action_id."""
     metrics_port: int = Field(default=0, ge=0, le=65_535)
     """Prometheus port; 0 = off."""
+    step_log: Path | None = None
+    """Directory to which the engine writes what each step did, for measurements; none = nothing is written."""
     stop_grace_s: float = Field(default=5.0, ge=0)
     """On SIGTERM: how long running requests may go on while the worker drains."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -113,7 +113,7 @@ class Shell:
             case ToScheduler(message):
                 self.link.send(message)
             case AddSequence():
-                self._engine.send(_add_frame(effect))
+                self._engine.send(_add_frame(effect, self._clock.now_us()))
             case DropSequence(request_id, attempt):
                 self._engine.send(frames.Drop(request_id, *attempt))
             case RevokeSequence(request_id, attempt):
@@ -202,7 +202,7 @@ class Shell:
         await self._engine.stop()
 
 
-def _add_frame(add: AddSequence) -> frames.Add:
+def _add_frame(add: AddSequence, now_us: int) -> frames.Add:
     sequence = add.sequence
     return frames.Add(
         number=add.number,
@@ -220,6 +220,7 @@ def _add_frame(add: AddSequence) -> frames.Add:
         tier=sequence.tier,
         max_gap_us=sequence.max_gap_us,
         tenant=sequence.tenant,
+        sent_us=now_us,
     )
 
 

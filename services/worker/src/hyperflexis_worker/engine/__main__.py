@@ -17,6 +17,7 @@ from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.engine.factory import build_engine
 from hyperflexis_worker.engine.frames import EngineFailed
 from hyperflexis_worker.engine.loop import CommandSocket, EngineLoop
+from hyperflexis_worker.engine.step_log import StepLog
 
 SETTINGS_VARIABLE = "HYPERFLEXIS_ENGINE_SETTINGS"
 
@@ -24,8 +25,9 @@ SETTINGS_VARIABLE = "HYPERFLEXIS_ENGINE_SETTINGS"
 def serve(sock: socket.socket, settings: WorkerSettings) -> None:
     """Builds the engine and runs its loop; a failure is told to the shell and raised."""
     commands = CommandSocket(sock)
+    log = StepLog(settings.step_log, settings.worker_id) if settings.step_log else None
     try:
-        EngineLoop(build_engine(settings), commands, SystemClock()).run()
+        EngineLoop(build_engine(settings), commands, SystemClock(), log).run()
     except Exception as error:
         structlog.get_logger(__name__).exception("engine failed")
         with contextlib.suppress(OSError):
@@ -33,6 +35,8 @@ def serve(sock: socket.socket, settings: WorkerSettings) -> None:
         raise
     finally:
         sock.close()
+        if log is not None:
+            log.close()
 
 
 def main() -> None:

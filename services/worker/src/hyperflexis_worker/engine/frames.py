@@ -34,6 +34,8 @@ class Add(msgspec.Struct, tag=True, frozen=True):
     tier: str
     max_gap_us: int = 250_000
     tenant: str = ""
+    sent_us: int = 0
+    """When the shell queued it for the engine, for the engine's log."""
 
 
 class Drop(msgspec.Struct, tag=True, frozen=True):

@@ -22,6 +22,7 @@ from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_loop import Executor, StepLoop
 from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine.step_log import StepLog
 
 log = structlog.get_logger(__name__)
 
@@ -81,10 +82,11 @@ class Engine(Protocol):
 class EngineLoop:
     """Runs one engine until the shell says Stop or goes away."""
 
-    def __init__(self, engine: Engine, commands: CommandSocket, clock: Clock) -> None:
+    def __init__(self, engine: Engine, commands: CommandSocket, clock: Clock, step_log: StepLog | None = None) -> None:
         self._engine = engine
         self._commands = commands
         self._clock = clock
+        self._step_log = step_log
         self._loop = StepLoop(engine.planner, engine.pool, engine.lengths)
         self._adds_applied = 0
         self._steps = 0
@@ -128,6 +130,8 @@ class EngineLoop:
     def _add(self, add: frames.Add) -> None:
         sequence = sequence_of(add)
         self._adds_applied = add.number
+        if self._step_log is not None:
+            self._step_log.added(add)
         try:
             self._loop.add(sequence)
         except ValueError as error:
@@ -155,6 +159,8 @@ class EngineLoop:
             self._fit.observe(shape, took_us)
             self._engine.planner.stepped(plan, predicted, took_us, self._fit.model)
         result = self._loop.commit(plan, sampled)
+        if self._step_log is not None:
+            self._step_log.stepped(shape, began, took_us, predicted, result, self._loop.busy)
         self._steps += 1
         for end in result.ended:
             self._ended.append(_ended(end.sequence, end.reason, end.stop_token_id))
