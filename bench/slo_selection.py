@@ -107,7 +107,8 @@ def _is(wanted: str, name: str) -> bool:
 
 
 def _others(policies: Sequence[str]) -> list[str]:
-    return [name for name in POLICIES if name != OURS and name not in policies]
+    """The baselines but these; ours behind another dispatcher is none."""
+    return [name for name in POLICIES if not name.endswith(OURS) and name not in policies]
 
 
 def _jobs(environment: Environment, loads: Sequence[float], policies: Sequence[str], seeds: int) -> list[Job]:
