@@ -17,6 +17,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from slo_bounds import bound_jobs, bounds, fluid_verdicts
 from slo_environments import Environment, capacity
 from slo_selection import Job, default_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
@@ -35,6 +36,7 @@ class Results:
         self._about = about
         self._written_s = 0.0
         self.capacities: dict[Environment, dict[str, Any]] = {}
+        self.bounds: list[dict[str, Any]] = []
         self._rows: dict[int, list[dict[str, Any]]] = {}
 
     @property
@@ -47,7 +49,8 @@ class Results:
             self.write()
 
     def write(self, **more: Any) -> None:
-        document = {**self._about, "capacities": list(self.capacities.values()), **more, "rows": self.rows}
+        document = {**self._about, "capacities": list(self.capacities.values()), "bounds": self.bounds}
+        document |= {**more, "rows": self.rows}
         partial = self._path.with_suffix(".partial")
         partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
         partial.replace(self._path)
@@ -86,6 +89,15 @@ def run_jobs(pool: ProcessPoolExecutor, jobs: Sequence[Job], directory: Path, re
         left_s = (time.monotonic() - began) * (total - done) / done
         line = f"{count}/{len(jobs)}, {left_s / 60:.1f} min left: {job.environment.name} load {job.load:g} {job.policy}"
         print(f"{line} seed {job.seed}: {rows[-1]['attainment']:.3f} ({took_s:.1f} s)", flush=True)
+
+
+def find_bounds(pool: ProcessPoolExecutor, jobs: Sequence[Job], directory: Path, results: Results) -> None:
+    asked = bound_jobs(jobs)
+    rates = [results.capacities[job.environment]["rate_rps"] for job in asked]
+    for job, found in zip(asked, pool.map(bounds, asked, [directory] * len(asked), rates), strict=True):
+        results.bounds.append(found)
+        line = f"bounds of {job.environment.name} load {job.load:g}"
+        print(f"{line}: fluid {found['fluid']:.3f}, clairvoyant {found['clairvoyant']:.3f}", flush=True)
 
 
 def print_verdicts(found: Sequence[Mapping[str, Any]]) -> None:
@@ -135,6 +147,7 @@ def main() -> None:
     try:
         find_capacities(pool, jobs, arguments.traces, results)
         run_jobs(pool, jobs, arguments.traces, results)
+        find_bounds(pool, jobs, arguments.traces, results)
         finished = True
     except KeyboardInterrupt:
         print("cut short; what has come is kept", file=sys.stderr)
@@ -143,7 +156,7 @@ def main() -> None:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         results.write()
-    found = verdicts(results.rows)
+    found = [*verdicts(results.rows), *fluid_verdicts(results.rows, results.bounds)]
     results.write(wall_s=round(time.monotonic() - began, 1), finished=finished, targets=found)
     page = arguments.out.with_suffix(".html")
     about = _about(results, arguments.selection)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperflexis_sim.cluster import Cluster
+from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.policies import policy_of
 from hyperflexis_sim.profiles import worker_kind
 from hyperflexis_sim.score import scores
@@ -30,6 +31,7 @@ class Experiment:
     """At the rate at which it is to be served."""
     promises: Mapping[str, Promise]
     profile: str
+    """Of all workers, or several with `+` between them that the workers have in turn."""
     workers: int
     policy: str
     load: float = 1.0
@@ -43,6 +45,11 @@ class Experiment:
     drain_s: float = DRAIN_S
     """How long after the last arrival the simulation goes on; who is not done by then has not attained."""
     leap: bool = True
+    delays: Delays = Delays()
+    slow_worker: float = 1.0
+    """How much slower one of the workers is than the others."""
+    slow_worker_known: bool = False
+    """Whether its model says so."""
 
     @property
     def until_s(self) -> float:
@@ -54,14 +61,21 @@ class Experiment:
         policy = policy_of(self.policy)
         if self.workers < 1:
             raise ValueError(f"there must be at least 1 worker, not {self.workers}")
+        kinds = [worker_kind(name) for name in self.profile.split("+")]
+        workers = [kinds[index % len(kinds)] for index in range(self.workers)]
+        if self.slow_worker_known:
+            workers[0] = replace(workers[0], model=workers[0].model.scaled(self.slow_worker))
+        else:
+            workers[0] = replace(workers[0], slower=self.slow_worker)
         cluster = Cluster(
-            [worker_kind(self.profile)] * self.workers,
+            workers,
             policy.dispatch(self.seed),
             policy.step,
             step_noise=self.step_noise,
             seed=self.seed,
             reserve_growth=policy.reserve_growth,
             leap=self.leap,
+            delays=self.delays,
             promises=self.promises,
         )
         requests = self.workload.requests(self.promises)

@@ -41,9 +41,12 @@ def simulate(
         ),
     ] = None,
     profile: Annotated[
-        str, typer.Option(help="GPU/MODEL/TP, or a file that `hyperflexis profile` wrote.")
+        str,
+        typer.Option(
+            help="GPU/MODEL/TP, or a file that `hyperflexis profile` wrote; several with + are the workers' in turn."
+        ),
     ] = "h200/llama-3.1-8b/tp1",
-    workers: Annotated[int, typer.Option(min=1, help="Workers, all alike.")] = 4,
+    workers: Annotated[int, typer.Option(min=1, help="How many workers.")] = 4,
     policy: Annotated[
         str, typer.Option(help="One or several with commas; `list` names them.", callback=_list_policies, is_eager=True)
     ] = "hyperflexis",
@@ -67,7 +70,8 @@ def simulate(
 
     try:
         policies, loads = _names(policy), _loads(load)
-        worker_kind(profile)
+        for name in profile.split("+"):
+            worker_kind(name)
         given, promises = _given(trace, tiers, seed, jitter)
         if duration is not None and duration <= 0:
             raise ValueError("--duration must be above 0")

@@ -107,6 +107,12 @@ class SloPolicy:
 
     @property
     def prefill_share(self) -> float:
+        """Prefill done, by the model's clock, in a second in which prompts wait: what dispatchers divide by. A worker
+        that is slower than its model has less of it."""
+        return min(self._time_share / self._pace, 1.0)
+
+    @property
+    def _time_share(self) -> float:
         return min(max(self._share, self.rules.least_share), 1.0)
 
     def _budget_us(self, now_us: float, decodes: Decodes) -> float:
@@ -147,7 +153,7 @@ class SloPolicy:
             key[reserved] = due_us[reserved]  # cheaper ones do not overtake what the reserve is for
             size = work_us / worth
             size[begun] = -np.inf
-            time_us = alone_us / self.prefill_share
+            time_us = alone_us / self._time_share
             behind = left_behind(due_us, time_us, size, now_us + self._start_us())
             if len(behind):
                 self._leave(now_us, queue, behind, time_us, alone_us, key, choice)

@@ -1,0 +1,182 @@
+"""`python bench/variants.py`: what each mechanism is worth, and what the policy loses where the world is not as believed.
+
+Ablations change one rule each (hyperflexis:<rule>=<value>); disturbances change the world: noisier steps, older
+reports, a worker that is slower than anybody knows, promises scaled, GPUs of two kinds. Writes
+build/bench/variants.json and prints a table of attainment for each. Load 1 is that of bench-slo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from slo_environments import PROFILES, Environment
+
+from hyperflexis_cli.load_plots import OURS
+from hyperflexis_sim.delays import Delays
+from hyperflexis_sim.interval import half_width_95
+
+QOSERVE, SCORPIO = "jsq+qoserve", "jsq+scorpio"
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A row: one policy in one world."""
+
+    name: str
+    policy: str = OURS
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Of the Experiment."""
+    scale: float = 1.0
+    """Of every promise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    environment: Environment
+    rate: float
+    """At load 1 (bench-slo's capacity search)."""
+    load: float
+
+
+MIX = Environment("mix_poisson", "h200", 4)
+COLUMNS = [
+    Column(environment, rate, load)
+    for environment, rate in (
+        (MIX, 90.7),
+        (Environment("mix_poisson", "a100", 4), 26.8),
+        (Environment("azure_2023_code", "h200", 4), 51.7),
+        (Environment("azure_2023_conv", "h200", 4), 100.8),
+    )
+    for load in (1.0, 1.5, 2.0)
+]
+
+ABLATIONS = [
+    Variant("as it is"),
+    Variant("neither hopeless nor victims given up", OURS + ":give_up=false:size_weight=false"),
+    Variant("hopeless not given up on their own", OURS + ":give_up=false"),
+    Variant("no Moore-Hodgson victims", OURS + ":size_weight=false"),
+    Variant("steps by tokens alone (8,192)", OURS + ":budget=false"),
+    Variant("no margin from the slack", OURS + ":slack_share=1:margin_us=0"),
+    Variant("step fixed at 0.9 of the tightest TPOT", OURS + ":floor_share=0.9:longest_share=0.9"),
+    Variant("steps up to 200 ms", OURS + ":longest_share=1e6"),
+    Variant("no floor under a step", OURS + ":floor_share=0"),
+    Variant("by deadline alone", OURS + ":work_order=0"),
+    Variant("prefill share not measured", OURS + ":share_memory_us=1e15"),
+    Variant("pace not measured", OURS + ":pace_rate=0"),
+    Variant("told at the deadline, not after a tenth", OURS + ":patience=1"),
+    Variant("round robin in front", "round_robin+" + OURS),
+]
+
+DISTURBANCES = [
+    Variant("as it is"),
+    Variant("15 % step noise", changes={"step_noise": 0.15}),
+    Variant("15 % step noise, no floor", OURS + ":floor_share=0", {"step_noise": 0.15}),
+    Variant("reports 100 ms late", changes={"delays": Delays(report_us=100_000.0)}),
+    Variant("reports 500 ms late", changes={"delays": Delays(report_us=500_000.0)}),
+    Variant("one worker 2x slower, known", changes={"slow_worker": 2.0, "slow_worker_known": True}),
+    Variant("one worker 2x slower", changes={"slow_worker": 2.0}),
+    Variant("one worker 2x slower, pace not measured", OURS + ":pace_rate=0", {"slow_worker": 2.0}),
+    Variant("one worker 2x slower, round robin in front", "round_robin+" + OURS, {"slow_worker": 2.0}),
+    Variant("one worker 2x slower, QoServe", QOSERVE, {"slow_worker": 2.0}),
+    *(
+        Variant(f"promises x{scale:g}, {label}", policy, scale=scale)
+        for scale in (0.5, 2.0, 3.0)
+        for label, policy in (("ours", OURS), ("QoServe", QOSERVE), ("SCORPIO", SCORPIO))
+    ),
+    *(
+        Variant(f"two H200 and two A100, {label}", policy, {"profile": "+".join(PROFILES.values())})
+        for label, policy in (("ours", OURS), ("round robin in front", "round_robin+" + OURS), ("QoServe", QOSERVE))
+    ),
+]
+TABLES = {"ablations": ABLATIONS, "disturbances": DISTURBANCES}
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    table: str
+    variant: int
+    column: int
+    seed: int
+
+    def run(self, directory: Path) -> dict[str, Any]:
+        variant, column = TABLES[self.table][self.variant], COLUMNS[self.column]
+        rate = column.rate * column.load
+        experiment = column.environment.experiment(directory, variant.policy, rate, column.load, self.seed)
+        promises = {name: promise.scaled(variant.scale) for name, promise in experiment.promises.items()}
+        row = replace(experiment, promises=promises, **variant.changes).run()[-1]
+        return {"table": self.table, "variant": variant.name, "environment": column.environment.name} | row
+
+
+def run(jobs: Sequence[Job], directory: Path, processes: int) -> list[dict[str, Any]]:
+    rows, began = [], time.monotonic()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for count, row in enumerate(pool.map(Job.run, jobs, [directory] * len(jobs), chunksize=4), start=1):
+            rows.append(row)
+            if count % 20 == 0:
+                left_s = (time.monotonic() - began) * (len(jobs) - count) / count
+                print(f"{count}/{len(jobs)}, {left_s / 60:.1f} min left", flush=True)
+    return rows
+
+
+def table(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
+    """Attainment, and under it what it differs from `as it is` by, with the half width of its 95 % interval."""
+    points = [(column.environment.name, column.load) for column in COLUMNS]
+    found: dict[tuple[str, str, float], list[float]] = {}
+    for row in rows:
+        if row["table"] == name:
+            found.setdefault((row["variant"], row["environment"], row["load"]), []).append(row["attainment"])
+    heads = [f"{where.removeprefix('mix_').removeprefix('azure_2023_')} {load:g}x" for where, load in points]
+    lines = ["| change | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
+    for variant in TABLES[name]:
+        cells = []
+        for point in points:
+            values, base = found[variant.name, *point], found["as it is", *point]
+            width = half_width_95([value - other for value, other in zip(values, base, strict=True)])
+            change = fmean(values) - fmean(base)
+            sure = variant.name != "as it is" and abs(change) > max(width, 0.002)
+            cells.append(f"{fmean(values):.3f}" + (f" ({100 * change:+.1f})" if sure else ""))
+        lines.append(f"| {variant.name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--table", choices=sorted(TABLES), help="default: both")
+    parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
+    parser.add_argument("--out", type=Path, default=Path("build/bench/variants.json"))
+    arguments = parser.parse_args()
+    if not arguments.traces.is_dir():
+        parser.error(f"--traces: {arguments.traces} is no directory")
+    if arguments.seeds < 1 or arguments.processes < 1:
+        parser.error("--seeds and --processes must be at least 1")
+    names = [arguments.table] if arguments.table else list(TABLES)
+    jobs = [
+        Job(name, variant, column, seed)
+        for name in names
+        for seed in range(arguments.seeds)
+        for column in range(len(COLUMNS))
+        for variant in range(len(TABLES[name]))
+    ]
+    print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
+    rows = run(jobs, arguments.traces, arguments.processes)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps({"seeds": arguments.seeds, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    for name in names:
+        print(f"\n{name}, attainment (points lost or won where that is sure)\n")
+        print("\n".join(table(rows, name)))
+    print(f"\nwritten: {arguments.out}")
+
+
+if __name__ == "__main__":
+    main()
