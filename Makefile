@@ -10,6 +10,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ENGINE ?= embedded
 TRACE ?=
+# hyperflexis, or <scheduler>+<worker> as in round_robin+fcfs; several with commas are compared.
+POLICY ?=
+LOAD ?=
 ARGS ?=
 # Test processes side by side: many tests wait more than they compute. JOBS=0 runs them in one, as pdb needs.
 JOBS ?= 2
@@ -43,8 +46,9 @@ setup-lite: $(LITE) ## The same without torch (modelled engine only)
 model: $(FULL) $(MODEL)/config.json ## A small model with a real tokenizer in models/tiny
 
 .PHONY: demo
-demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedded|modelled, TRACE=file.csv)
-	$(BIN)/hyperflexis demo --engine $(ENGINE) $(if $(TRACE),--trace $(TRACE)) $(ARGS)
+demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedded|modelled, TRACE=file.csv, POLICY=a,b, LOAD=1.5)
+	$(BIN)/hyperflexis demo --engine $(ENGINE) $(if $(TRACE),--trace $(TRACE)) $(if $(POLICY),--policy $(POLICY)) \
+	  $(if $(LOAD),--load $(LOAD)) $(ARGS)
 
 ##@ Check it
 

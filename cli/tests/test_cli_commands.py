@@ -194,3 +194,17 @@ def test_a_bad_configuration_is_a_usage_error(tmp_path: Path, yaml: str, says: s
     result = run("up", "--config", path)
     assert result.exit_code == 2
     assert says in result.stderr.replace("\n", " ")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--policy", "fcfs"], "--policy: no policy 'fcfs': write hyperflexis, or a scheduler's and a worker's"),
+        (["--load", "0"], "--load must be above 0"),
+        (["--duration", "-1"], "--duration must be above 0"),
+    ],
+)
+def test_demo_options_are_checked(options: list[str], says: str) -> None:
+    result = run("demo", *options)
+    assert result.exit_code == 2
+    assert says in result.stderr

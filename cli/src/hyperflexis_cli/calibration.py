@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hyperflexis_cli.plan import Planned
@@ -17,10 +17,19 @@ ALONE_PER_TIER = 5
 WARM_UPS = 2
 TTFT_SLOWDOWN, TPOT_SLOWDOWN = 6.0, 5.0
 """How much slower than alone a request may be: the p99 objectives of Splitwise (ISCA 2024)."""
+UNHURRIED = Objective(ttft_ms=600_000.0, tpot_ms=10_000.0)
+"""Asked for while measuring: no scheduling refuses or puts off what a stack could do."""
 BURST_REQUESTS = 10_000
 """More than any stack on one machine ends within the window."""
 WARM_UP_S = 2.0
 WINDOW_S = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    capacity: Capacity
+    objectives: Mapping[str, Objective]
+    """Of the tiers that this machine must loosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,10 @@ async def measure_capacity(
     """
     # Over and over, with other prompts each time: a short trace must not end before the window does.
     at_once = [dataclasses.replace(planned[i % len(planned)], index=i, at_s=0.0) for i in range(BURST_REQUESTS)]
-    replay = Replay(client, at_once, model, seed=seed + 1, max_inflight=concurrency, detach_grace_ms=0)
+    unhurried = _unhurried(planned)
+    replay = Replay(
+        client, at_once, model, seed=seed + 1, max_inflight=concurrency, detach_grace_ms=0, objectives=unhurried
+    )
     run = asyncio.create_task(replay.run())
     progress = replay.progress
     try:
@@ -81,7 +93,8 @@ async def attainable_objectives(
     chosen = [request for tier in tiers for request in _first_of(planned, tier.tier)]
     # What is sent first pays for what a stack does once; it is sent twice and not counted.
     one_by_one = [dataclasses.replace(request, at_s=0.0) for request in (*chosen[:WARM_UPS], *chosen)]
-    replay = Replay(client, one_by_one, model, seed=seed + 2, max_inflight=1, detach_grace_ms=0)
+    unhurried = _unhurried(planned)
+    replay = Replay(client, one_by_one, model, seed=seed + 2, max_inflight=1, detach_grace_ms=0, objectives=unhurried)
     records = by_tier((await replay.run())[WARM_UPS:])
     objectives = {}
     for slo in tiers:
@@ -95,6 +108,10 @@ async def attainable_objectives(
         if objective != Objective():
             objectives[slo.tier] = objective
     return objectives
+
+
+def _unhurried(planned: Sequence[Planned]) -> dict[str, Objective]:
+    return dict.fromkeys({request.tier for request in planned}, UNHURRIED)
 
 
 def _first_of(planned: Sequence[Planned], tier: str) -> list[Planned]:

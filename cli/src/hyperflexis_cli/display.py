@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from rich import box
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from hyperflexis_cli.figures import count, milliseconds, share
 from hyperflexis_cli.replay import Progress
-from hyperflexis_cli.summary import by_tier, summarise_tier
+from hyperflexis_cli.summary import by_tier, side_by_side, summarise_tier
 from hyperflexis_common.server import cancel_all
 
 REFRESH_S = 0.5
@@ -103,6 +103,31 @@ def summary_table(summary: dict[str, Any]) -> Table:
     return table
 
 
+def comparison_table(summaries: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The ends of several replays of the same requests: for each tier a row per policy."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for column in ("tier", "policy"):
+        table.add_column(column, no_wrap=True)
+    for column in ("attained", "", "TTFT ms\np50 / p99", "TPOT ms\np50 / p99", "refused", "downgraded"):
+        table.add_column(column, justify="right", no_wrap=True)
+    before = ""
+    for tier, policy, sums in side_by_side(summaries):
+        if before not in ("", tier):
+            table.add_row()
+        table.add_row(
+            escape(tier) if tier != before else "",
+            escape(policy),
+            f"{count(sums['attained'])}/{count(sums['requests'])}",
+            share(sums["attainment"]),
+            _pair(sums["ttft_p50_ms"], sums["ttft_p99_ms"]),
+            _pair(sums["tpot_p50_ms"], sums["tpot_p99_ms"]),
+            count(sums["refused"]),
+            count(sums["downgraded"]),
+        )
+        before = tier
+    return table
+
+
 def _pair(median: float | None, tail: float | None) -> str:
     def plain(value: float | None) -> str:
         return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
@@ -113,15 +138,22 @@ def _pair(median: float | None, tail: float | None) -> str:
 def print_summary(console: Console, summary: dict[str, Any]) -> None:
     """The table and what else there is to know, in sentences."""
     console.print(summary_table(summary))
+    print_totals(console, summary)
+    for note in notes(summary):
+        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
+
+
+def print_totals(console: Console, summary: Mapping[str, Any], policy: str = "") -> None:
+    """The whole in one line."""
+    prefix = f"{policy}: " if policy else ""
     console.print(
-        f"{summary['requests']} requests in {summary['wall_s']:.1f} s: {share(summary['attainment'])} attained, "
+        f"{prefix}{summary['requests']} requests in {summary['wall_s']:.1f} s: "
+        f"{share(summary['attainment'])} attained, "
         f"{summary['refused']} refused, {summary['failed']} failed; "
         f"{summary['lost_tokens']} tokens lost, {summary['repeated_tokens']} repeated; "
         f"{count(summary['tokens_per_s'])} output tokens/s",
         soft_wrap=True,
     )
-    for note in notes(summary):
-        console.print(f"[dim]{escape(note)}[/]", soft_wrap=True)
 
 
 def notes(summary: dict[str, Any]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
 from hyperflexis_cli.plan import Planned
-from hyperflexis_client import Finished, FinishReason, Slo, Verdict
+from hyperflexis_client import Finished, FinishReason, Notice, Slo, Verdict
 from hyperflexis_common.verdict import Outcome, verdict
 
 
@@ -24,6 +24,8 @@ class Record:
     slo: Slo | None = None
     finished: Finished | None = None
     downgraded: bool = False
+    downgrade: Notice | None = None
+    """What its client was told of the first one."""
     reconnections: int = 0
     repeated_tokens: int = 0
     missing_tokens: int = 0
@@ -54,6 +56,12 @@ class Record:
     @property
     def refused(self) -> bool:
         return self.finished is not None and self.finished.reason is FinishReason.REFUSED
+
+    @property
+    def predicted_ttft_us(self) -> int:
+        """What its client was told when it was refused or downgraded; 0 = nothing."""
+        refused_us = self.finished.predicted_ttft_us if self.finished is not None else 0
+        return refused_us or (self.downgrade.predicted_ttft_us if self.downgrade is not None else 0)
 
     @property
     def complete(self) -> bool:

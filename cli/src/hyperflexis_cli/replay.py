@@ -153,4 +153,6 @@ class Replay:
                     record.finished = event
                     if event.message and not event.reason.complete:
                         record.error = f"{event.reason}: {event.message}"
-        record.downgraded = any(notice.kind is NoticeKind.DOWNGRADED for notice in generation.notices)
+        downgrades = (notice for notice in generation.notices if notice.kind is NoticeKind.DOWNGRADED)
+        record.downgrade = next(downgrades, None)
+        record.downgraded = record.downgrade is not None

@@ -26,14 +26,17 @@ SAMPLE_MODEL = Path("models/tiny")
 BUILT_IN: Document = {
     "models": [{"name": "tiny", "context_length": 2_048, "vocab_size": 2_048}],
     "tiers": [
-        {"name": "chat", "ttft_ms": 500, "tpot_ms": 50, "weight": 2},
-        {"name": "code", "ttft_ms": 500, "tpot_ms": 30},
+        {"name": "chat", "ttft_ms": 500, "tpot_ms": 50, "weight": 2, "on_violation": "downgrade:patient"},
+        {"name": "code", "ttft_ms": 500, "tpot_ms": 30, "on_violation": "refuse"},
         {"name": "summarise", "ttft_ms": 15_000, "tpot_ms": 100},
+        {"name": "patient", "ttft_ms": 10_000, "tpot_ms": 100, "weight": 0.1, "on_violation": "refuse"},
     ],
     "default_tier": "chat",
 }
 """The stack without a YAML: the small sample model, and tiers with the objectives that MLPerf Inference's
-interactive scenarios (chat), DistServe and QoServe (code, summaries) use."""
+interactive scenarios (chat), DistServe and QoServe (code, summaries) use. A person who chats rather waits than gets
+nothing (patient, which weighs little: who is late already delays nobody who is not); a completion that comes late is
+of no use; a summary is worth waiting for."""
 
 
 class StackSettings(Section):

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hyperflexis_cli.record import Record
 from hyperflexis_client import Verdict
+
+LATENCIES = ("ttft_p50_ms", "ttft_p99_ms", "tpot_p50_ms", "tpot_p99_ms")
+WHOLE = "all"
+"""In place of a tier's name: every request."""
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -42,6 +46,7 @@ def summarise_tier(records: Sequence[Record], wall_s: float) -> dict[str, Any]:
         "excluded": excluded,
         "attainment": attained / counted if counted else None,
         "refused": sum(record.refused for record in records),
+        "downgraded": sum(record.downgraded for record in records),
         "failed": sum(record.failed for record in records),
         "slo_ttft_ms": slo.ttft_us / 1e3 if slo else None,
         "slo_tpot_ms": slo.tpot_us / 1e3 if slo else None,
@@ -63,6 +68,7 @@ def summarise(records: Sequence[Record], wall_s: float, **about: Any) -> dict[st
         "requests": len(records),
         "finished": sum(record.complete for record in records),
         "refused": total["refused"],
+        "downgraded": total["downgraded"],
         "failed": total["failed"],
         "lost_tokens": sum(record.lost_tokens for record in records),
         "repeated_tokens": sum(record.repeated_tokens for record in records),
@@ -75,6 +81,7 @@ def summarise(records: Sequence[Record], wall_s: float, **about: Any) -> dict[st
         "tokens_per_s": total["tokens_per_s"],
         "clipped": sum(record.planned.clipped for record in records),
         "reconnections": sum(record.reconnections for record in records),
+        **{key: total[key] for key in LATENCIES},
         "router_attained": sum(r.finished is not None and r.finished.verdict is Verdict.ATTAINED for r in records),
         "verdicts_that_differ": sum(r.finished is not None and r.finished.verdict is not r.verdict for r in judged),
         "late_p99_ms": _rounded(percentile(late_ms, 0.99)),
@@ -82,6 +89,18 @@ def summarise(records: Sequence[Record], wall_s: float, **about: Any) -> dict[st
         "errors": first_errors(records),
         **about,
     }
+
+
+def side_by_side(
+    summaries: Mapping[str, Mapping[str, Any]],
+) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(tier, policy, sums): the policies of a tier next to each other, the whole of each at the end."""
+    for tier in dict.fromkeys(tier for summary in summaries.values() for tier in summary["tiers"]):
+        for policy, summary in summaries.items():
+            if tier in summary["tiers"]:
+                yield tier, policy, summary["tiers"][tier]
+    for policy, summary in summaries.items():
+        yield WHOLE, policy, summary
 
 
 def first_errors(records: Sequence[Record], limit: int = 10) -> list[str]:

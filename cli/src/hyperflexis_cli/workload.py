@@ -16,6 +16,8 @@ from hyperflexis_cli.trace import TraceRow, read_trace
 
 LOAD = 0.4
 """Offered tokens a second, as a share of the capacity measured."""
+OVERLOAD = 1.5
+"""The same where policies are compared: below the capacity all of them keep every promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ class Pace:
     requests_per_s: float
 
     @classmethod
-    def of(cls, workload: Workload, capacity: Capacity, *, thin: bool) -> Pace:
+    def of(cls, workload: Workload, capacity: Capacity, *, thin: bool, load: float = LOAD) -> Pace:
         """`thin` = keep the trace's times and drop requests where it offers too much."""
-        wanted = LOAD * capacity.requests_per_s
+        wanted = load * capacity.requests_per_s
         native = workload.requests_per_s
         if thin and native > wanted:
             return cls(1.0, wanted / native, wanted)

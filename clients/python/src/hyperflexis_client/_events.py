@@ -133,11 +133,13 @@ class Notice:
     kind: NoticeKind
     message: str
     slo: Slo | None
+    predicted_ttft_us: int = 0
+    """Of a downgrade: the first token predicted under the promise given up; 0 = not known."""
 
     @classmethod
     def of(cls, message: wire.Notice) -> Notice:
         slo = Slo.of(message.slo) if message.HasField("slo") else None
-        return cls(NoticeKind.of(message.kind), message.message, slo)
+        return cls(NoticeKind.of(message.kind), message.message, slo, message.predicted_ttft_us)
 
 
 @dataclass(frozen=True, slots=True)

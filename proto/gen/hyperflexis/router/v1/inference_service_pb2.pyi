@@ -472,8 +472,11 @@ class Notice(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
+    PREDICTED_TTFT_US_FIELD_NUMBER: _builtins.int
     kind: Global___Notice.Kind.ValueType
     message: _builtins.str
+    predicted_ttft_us: _builtins.int
+    """DOWNGRADED: the first token that was predicted under the promise given up. 0 = not known."""
     @_builtins.property
     def slo(self) -> _slo_pb2.Slo: ...
     def __init__(
@@ -482,10 +485,11 @@ class Notice(_message.Message):
         kind: Global___Notice.Kind.ValueType = ...,
         message: _builtins.str = ...,
         slo: _slo_pb2.Slo | None = ...,
+        predicted_ttft_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["slo", b"slo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "slo", b"slo"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "message", b"message", "predicted_ttft_us", b"predicted_ttft_us", "slo", b"slo"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -51,9 +51,15 @@ def subscribe(request_id: str, attempt: Attempt, next_index: int) -> token_feed_
     return token_feed_pb2.TokenFeedRequest(subscribe=message)
 
 
-def downgraded(promised_tier: str, slo: slo_pb2.Slo) -> inference_service_pb2.Notice:
+def downgraded(promised: slo_pb2.Slo, message: router_session_pb2.Downgraded) -> inference_service_pb2.Notice:
+    predicted_us = int(message.decision.numbers.get("predicted_ttft_us", 0.0))
+    text = f"served as tier {message.slo.tier}: the promise of {promised.tier} cannot be kept"
+    if predicted_us:
+        text += f": its first token was predicted after {predicted_us / 1e3:,.0f} ms, promised are "
+        text += f"{promised.ttft_us / 1e3:,.0f}"
     return inference_service_pb2.Notice(
         kind=inference_service_pb2.Notice.KIND_DOWNGRADED,
-        message=f"served as tier {slo.tier}: the promise of {promised_tier} cannot be kept",
-        slo=slo,
+        message=text,
+        slo=message.slo,
+        predicted_ttft_us=predicted_us,
     )

@@ -110,7 +110,7 @@ class Request:
             self._notice(inference_service_pb2.Notice.KIND_QUEUED, "waiting for a worker", out)
 
     def downgraded(self, message: router_session_pb2.Downgraded, out: list[Effect]) -> None:
-        out.append(Noticed(self.request_id, messages.downgraded(self.new.slo.tier, message.slo)))
+        out.append(Noticed(self.request_id, messages.downgraded(self.new.slo, message)))
 
     def refused(self, message: router_session_pb2.Refused, out: list[Effect]) -> None:
         self._end(endings.refused(message, self.output.next_index, self.attempts), out)
