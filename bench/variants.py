@@ -1,4 +1,4 @@
-"""`python bench/variants.py`: what each mechanism is worth, and what the policy loses where the world is not as believed.
+"""`python bench/variants.py`: what each mechanism is worth, and what is lost where the world is not as believed.
 
 Ablations change one rule each (hyperflexis:<rule>=<value>); disturbances change the world: noisier steps, older
 reports, a worker that is slower than anybody knows, promises scaled, GPUs of two kinds. Writes

@@ -169,7 +169,7 @@ def test_looking_inside(service: FakeService) -> None:
 
 
 def test_no_requests_is_said(service: FakeService) -> None:
-    assert run("requests", "-t", service.target).stdout.strip() == "no requests"
+    assert run("requests", "-t", service.target).stdout.strip() == "no request of yours runs or waits"
 
 
 def test_a_cluster_without_a_leader_is_said() -> None:

@@ -17,7 +17,9 @@ ONLY_PREFILL = StepTimeModel(0.0, 10.0, 10.0, 0.0, 0.0, 0.0, host_us=0.0)
 """Ten microseconds a token, nothing else."""
 
 
-def asks(number: int, arrival_us: float, prompt: int, ttft_us: float, output: int = 1, tpot_us: float = 5e4) -> SimRequest:
+def asks(
+    number: int, arrival_us: float, prompt: int, ttft_us: float, output: int = 1, tpot_us: float = 5e4
+) -> SimRequest:
     return SimRequest(number, arrival_us, "chat", "", prompt, output, ttft_us, tpot_us, 2.5e5, 1.0, 1_000)
 
 
@@ -46,11 +48,7 @@ def test_a_burst_can_only_do_what_fits_before_its_deadlines():
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.integers(0, 9), st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=6
-    )
-)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 8), st.integers(1, 6)), min_size=1, max_size=6))
 def test_no_choice_of_whole_jobs_beats_the_clairvoyant_bound(jobs: list[tuple[int, int, int]]):
     """Against every subset of a handful of jobs in slots of time, by preemptive earliest deadline first."""
     slot_us = 1e5

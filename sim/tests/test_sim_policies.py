@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -9,11 +11,13 @@ from hyperflexis_common.step_time import SEEDS
 from hyperflexis_sim.cluster import Cluster, WorkerKind
 from hyperflexis_sim.policies import POLICIES, policy_of
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
+from hyperflexis_worker.core.slo_policy import SloPolicy
 
 TIERS = {"chat": (5e5, 5e4, 1_500, 150), "code": (5e5, 3e4, 130, 50), "summarise": (15e6, 15e4, 2_500, 200)}
 """TTFT, TPOT; means of prompt and output tokens."""
 NAMES = {
     "hyperflexis",
+    "round_robin+hyperflexis",
     "round_robin+fcfs2048",
     "round_robin+fcfs512",
     "least_requests+fcfs2048",
@@ -60,7 +64,7 @@ def test_the_registry_is_the_list():
 
 def test_an_unknown_name_is_answered_with_the_known():
     with pytest.raises(
-        ValueError, match=r"unknown policy 'fifo'; known: hyperflexis, round_robin\+fcfs2048, .*llumnix"
+        ValueError, match=r"unknown policy 'fifo'; known: hyperflexis, round_robin\+hyperflexis, .*llumnix"
     ):
         policy_of("fifo")
 
@@ -98,3 +102,24 @@ def test_dispatchers_ask_with_the_mean_output_of_what_finished():
     cluster = serve("jsq+edf512", requests, kv_tokens=200_000)
     code = [request.output_tokens for request in requests if request.tier == "code"]
     assert cluster.lengths.mean("code") == pytest.approx((128 + sum(code)) / (1 + len(code)))
+
+
+def test_rules_are_changed_by_name():
+    model = SEEDS["h200/llama-3.1-8b/tp1"]
+    step = policy_of("hyperflexis:work_order=0:give_up=false:least_chunk=16").step(model)
+    assert isinstance(step, SloPolicy)
+    assert (step.rules.work_order, step.rules.give_up, step.rules.least_chunk) == (0.0, False, 16)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("hyperflexis:speed=1", "unknown rule 'speed'; known: slack_share"),
+        ("hyperflexis:work_order=quick", "rule work_order is of type float, not 'quick'"),
+        ("hyperflexis:give_up=1", "rule give_up is of type bool, not '1'"),
+        ("jsq+scorpio:work_order=1", "'jsq+scorpio' has no rules to change"),
+    ],
+)
+def test_a_rule_that_is_none_is_told(name: str, says: str):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        policy_of(name)

@@ -105,8 +105,8 @@ class Demonstration:
             "Workload": workload.sources,
             "Lengths": f"× {workload.lengths(model.context_length):g}, so that 99 % of the requests fit the model's "
             f"{model.context_length:,} tokens of context; the rest is clipped",
-            "Capacity": f"{capacity.tokens_per_s:,.0f} tokens/s, prompt and output together, by a burst of this workload "
-            "with no promise",
+            "Capacity": f"{capacity.tokens_per_s:,.0f} tokens/s, prompt and output together, by a burst of this "
+            "workload with no promise",
             "Load": f"{self.load:.0%} of that: {pace}",
             "Objectives": _objectives(models, calibration.objectives),
             "Stack": f"one router, two schedulers, a scaler, {WORKERS} {self.engine} workers of model {model.name}, "

@@ -104,10 +104,10 @@ def side_by_side(
 
 
 def first_errors(records: Sequence[Record], limit: int = 10) -> list[str]:
-    """Different errors with their counts, the most frequent first."""
+    """Different errors with their counts, the most frequent first. A refusal is an answer and no error."""
     counts: dict[str, int] = {}
     for record in records:
-        if record.error:
+        if record.error and not record.refused:
             counts[record.error] = counts.get(record.error, 0) + 1
     most = sorted(counts.items(), key=lambda item: -item[1])[:limit]
     return [f"{count} × {error}" if count > 1 else error for error, count in most]

@@ -17,7 +17,8 @@ from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, in_time
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_sim.delays import Delays
-from hyperflexis_sim.engine import EngineReport, SimEngine
+from hyperflexis_sim.engine import SimEngine
+from hyperflexis_sim.engine_report import EngineReport
 from hyperflexis_sim.noise import MeasuredNoise, Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise

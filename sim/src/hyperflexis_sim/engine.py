@@ -14,6 +14,7 @@ import numpy as np
 
 from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
+from hyperflexis_sim.engine_report import EngineReport
 from hyperflexis_sim.noise import Noise
 from hyperflexis_sim.request import FINISHED, RUNNING, SimRequest
 from hyperflexis_worker.core.output_lengths import OutputLengths
@@ -23,22 +24,6 @@ from hyperflexis_worker.core.step_policy import Decodes, GivenUp, Offer, StepCho
 MOST_MOVES = 3
 LONGEST_LEAP = 512
 """Steps; bounds the arrays of a leap."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineReport:
-    """What a worker tells of itself: worker core's EngineLoad, and how its queue stands."""
-
-    applied: int
-    """Requests it had been sent when this was true."""
-    waiting: int
-    running: int
-    queued_tokens: int
-    queued_us: float
-    prefill_share: float
-    context_tokens: float
-    kv_used: float
-    """Tokens."""
 
 
 @dataclass(slots=True)
@@ -51,6 +36,8 @@ class _Run:
     predicted_us: np.ndarray
     took_us: np.ndarray
     waiting_left: bool
+    told: int = 0
+    """Steps that the policy has heard of."""
 
 
 class SimEngine:
@@ -140,8 +127,7 @@ class SimEngine:
         assert run is not None
         self._run = None
         self.steps += len(run.ends_us)
-        for predicted_us, took_us in zip(run.predicted_us.tolist(), run.took_us.tolist(), strict=True):
-            self.policy.stepped(run.choice, run.decodes, run.waiting_left, predicted_us, took_us)
+        self._learn(run, len(run.ends_us))
         if self.table.count:
             for request in self.table.advance(run.ends_us, run.choice.decode):
                 self._finish(request, now_us)
@@ -149,6 +135,14 @@ class SimEngine:
             assert isinstance(chosen, SimRequest)
             self._prefilled(chosen, tokens, now_us)
         self._start(now_us)
+
+    def _learn(self, run: _Run, ended: int) -> None:
+        """The policy hears of each step once, in the middle of a leap too."""
+        for at in range(run.told, ended):
+            self.policy.stepped(
+                run.choice, run.decodes, run.waiting_left, float(run.predicted_us[at]), float(run.took_us[at])
+            )
+        run.told = ended
 
     def next_end_us(self, from_us: float) -> float | None:
         """The first step end at or after `from_us`, that of the whole run left out; None where there is none."""
@@ -162,7 +156,9 @@ class SimEngine:
         """As of the last step that ended, be it in the middle of a leap."""
         grown = 0
         if self._run is not None and len(self._run.ends_us) > 1:
-            grown = int(np.searchsorted(self._run.ends_us, now_us, "right")) * self.table.count
+            ended = int(np.searchsorted(self._run.ends_us, now_us, "right"))
+            self._learn(self._run, ended)
+            grown = ended * self.table.count
         policy, model, queue = self.policy, self.policy.model, self.waiting
         tokens = queue.to_compute
         begun = int(np.count_nonzero(queue.computed))

@@ -9,7 +9,7 @@ from typing import Any
 from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.policies import policy_of
-from hyperflexis_sim.profiles import worker_kind
+from hyperflexis_sim.profiles import worker_kinds
 from hyperflexis_sim.score import scores
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.workload import Workload
@@ -61,8 +61,7 @@ class Experiment:
         policy = policy_of(self.policy)
         if self.workers < 1:
             raise ValueError(f"there must be at least 1 worker, not {self.workers}")
-        kinds = [worker_kind(name) for name in self.profile.split("+")]
-        workers = [kinds[index % len(kinds)] for index in range(self.workers)]
+        workers = worker_kinds(self.profile, self.workers)
         if self.slow_worker_known:
             workers[0] = replace(workers[0], model=workers[0].model.scaled(self.slow_worker))
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core.dispatch_policy import (
@@ -127,9 +128,10 @@ def policy_of(name: str) -> Policy:
     Raises ValueError where there is none of this name, or no such rule.
     """
     name, *changes = name.split(":")
-    policy = POLICIES.get(name)
-    if policy is None:
-        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}")
+    try:
+        policy = POLICIES[name]
+    except KeyError:
+        raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}") from None
     if not changes:
         return policy
     if not name.endswith("hyperflexis"):
@@ -137,16 +139,19 @@ def policy_of(name: str) -> Policy:
     return replace(policy, step=_hyperflexis(SloRules(**dict(map(_rule, changes)))))
 
 
-def _rule(change: str) -> tuple[str, float | bool]:
+def _rule(change: str) -> tuple[str, Any]:
     name, _, value = change.partition("=")
-    kinds = {field.name: field.type for field in fields(SloRules)}
+    kinds = {field.name: str(field.type) for field in fields(SloRules)}
     if name not in kinds:
         raise ValueError(f"unknown rule {name!r}; known: {', '.join(kinds)}")
-    if kinds[name] == "bool":
-        if value not in ("true", "false"):
-            raise ValueError(f"{name} is true or false, not {value!r}")
-        return name, value == "true"
     try:
-        return name, float(value)
-    except ValueError:
-        raise ValueError(f"{name} is a number, not {value!r}") from None
+        return name, _KINDS[kinds[name]](value)
+    except (ValueError, KeyError):
+        raise ValueError(f"rule {name} is of type {kinds[name]}, not {value!r}") from None
+
+
+_KINDS: dict[str, Callable[[str], Any]] = {
+    "bool": lambda text: {"true": True, "false": False}[text],
+    "int": int,
+    "float": float,
+}

@@ -24,6 +24,12 @@ def worker_kind(profile: str) -> WorkerKind:
     return WorkerKind(load_profile(profile), kv_tokens(profile), name=profile)
 
 
+def worker_kinds(profile: str, workers: int) -> list[WorkerKind]:
+    """So many, alike, or in turn of the several profiles that have `+` between them. Raises ValueError."""
+    kinds = [worker_kind(name) for name in profile.split("+")]
+    return [kinds[index % len(kinds)] for index in range(workers)]
+
+
 def kv_tokens(profile: str) -> int:
     gpu, _, rest = profile.partition("/")
     model, _, tp = rest.partition("/")

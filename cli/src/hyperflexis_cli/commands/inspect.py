@@ -28,6 +28,7 @@ from hyperflexis_cli.console import (
     served_models,
     targets_of,
 )
+from hyperflexis_cli.explanation import explained, verdict_line
 from hyperflexis_cli.figures import count, microseconds, named
 from hyperflexis_cli.stack import RUNS, STACK_FILE
 from hyperflexis_client import AsyncClient, Decision, RequestDetails
@@ -41,7 +42,7 @@ async def requests(
     api_key: ApiKey = None,
     limit: Annotated[int, typer.Option(min=1, max=1_000, help="At most this many per router.")] = 20,
 ) -> None:
-    """Lists your requests, the newest first."""
+    """Lists your requests that run or wait, the newest first; `explain` knows ended ones too."""
     table = _table("request", "tier", "state", "prompt", "output", "age", "worker", "attempt", "router")
     for address in targets_of(target):
         async with AsyncClient(address, api_key, retry=PATIENCE) as client:
@@ -57,7 +58,7 @@ async def requests(
                     entry.attempt or "-",
                     entry.router_id,
                 )
-    out.print(table if table.row_count else "no requests")
+    out.print(table if table.row_count else "no request of yours runs or waits")
 
 
 @friendly
@@ -66,7 +67,7 @@ async def explain(
     target: Targets = DEFAULT_TARGET,
     api_key: ApiKey = None,
 ) -> None:
-    """Shows every decision taken for a request, with the numbers that decided it."""
+    """Shows every decision taken for a request, the numbers that decided it, and what then happened."""
     async with AsyncClient(targets_of(target), api_key, retry=PATIENCE) as client:
         details = await client.get_request(request_id)
     for line in _headline(details):
@@ -74,16 +75,17 @@ async def explain(
     if not details.decisions:
         out.print("no decisions recorded")
         return
-    table = _table("after", "decision", "reason", "worker", "attempt", "numbers")
-    oldest_us = max(decision.age_us for decision in details.decisions)
-    for decision in sorted(details.decisions, key=lambda decision: -decision.age_us):
+    table = _table("after", "decision", "reason", "worker", "attempt", "numbers", "what then happened")
+    for row in explained(details):
+        decision = row.decision
         table.add_row(
-            microseconds(oldest_us - decision.age_us),
+            microseconds(row.after_us),
             escape(decision.kind),
             escape(decision.reason),
             decision.worker_id or "-",
             decision.attempt or "-",
             escape(numbers_of(decision)),
+            escape(row.then),
         )
     out.print(table)
 
@@ -95,12 +97,11 @@ def _headline(details: RequestDetails) -> list[str]:
         f"(TTFT {microseconds(slo.ttft_us)}, TPOT {microseconds(slo.tpot_us)}), {summary.state}, "
         f"{summary.prompt_tokens} + {summary.output_tokens} tokens"
     ]
-    if finished is not None:
-        lines.append(
-            f"{finished.reason}, {finished.verdict}: TTFT {microseconds(finished.ttft_us)}, "
-            f"TPOT {microseconds(finished.tpot_us)}, longest gap {microseconds(finished.max_gap_us)}, "
-            f"{finished.attempts} attempts"
-        )
+    verdict = verdict_line(details)
+    if verdict is not None:
+        lines.append(verdict)
+    if finished is not None and finished.message:
+        lines.append(escape(finished.message))
     return lines
 
 

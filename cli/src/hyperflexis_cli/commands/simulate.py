@@ -42,9 +42,7 @@ def simulate(
     ] = None,
     profile: Annotated[
         str,
-        typer.Option(
-            help="GPU/MODEL/TP, or a file that `hyperflexis profile` wrote; several with + are the workers' in turn."
-        ),
+        typer.Option(help="GPU/MODEL/TP, or a file of `hyperflexis profile`; several with +, for workers in turn."),
     ] = "h200/llama-3.1-8b/tp1",
     workers: Annotated[int, typer.Option(min=1, help="How many workers.")] = 4,
     policy: Annotated[
@@ -66,12 +64,11 @@ def simulate(
     A seed gives one result. How latencies, reports and the KV pool are modelled: sim/README.md.
     """
     from hyperflexis_sim.experiment import Experiment
-    from hyperflexis_sim.profiles import worker_kind
+    from hyperflexis_sim.profiles import worker_kinds
 
     try:
         policies, loads = _names(policy), _loads(load)
-        for name in profile.split("+"):
-            worker_kind(name)
+        worker_kinds(profile, workers)
         given, promises = _given(trace, tiers, seed, jitter)
         if duration is not None and duration <= 0:
             raise ValueError("--duration must be above 0")

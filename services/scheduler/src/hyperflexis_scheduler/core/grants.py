@@ -29,7 +29,7 @@ class Grants:
         state.started = state.ran = False
         state.granted += 1
         self._put(state, worker, now_us)
-        state.note("place", reason, now_us, {**numbers, "slack_us": state.deadline_us - now_us})
+        state.placed = state.note("place", reason, now_us, {**numbers, "slack_us": state.deadline_us - now_us})
         seq = cell.command(worker, run=self._run(state, now_us))
         worker.charge(seq, state)
         cell.tally.tier(state.slo.tier).placed += 1
@@ -42,11 +42,11 @@ class Grants:
         state.base_index = state.committed
         state.started = state.ran = False
         self._put(state, worker, now_us)
-        state.note("adopt", "snapshot", now_us)
+        state.placed = state.note("adopt", "snapshot", now_us)
 
     def send_placed(self, state: RequestState, now_us: int) -> None:
         worker = state.worker
-        assert worker is not None and state.notes
+        assert worker is not None and state.placed is not None
         placed = router_session_pb2.Placed(
             request_id=state.request_id,
             attempt=state.attempt.proto(),
@@ -54,7 +54,7 @@ class Grants:
             worker_address=worker.address,
             base_index=state.base_index,
             started=state.started,
-            decision=state.notes[-1].proto(now_us),
+            decision=state.placed.proto(now_us),
         )
         self._cell.to_router(state.router, placed=placed)
 

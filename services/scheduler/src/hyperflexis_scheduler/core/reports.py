@@ -69,6 +69,7 @@ class Reports:
             state.avoid = worker.key
             grants.lose(state, _LOST[kind], now_us, numbers)
         elif kind in (_Kind.KIND_STARTED, _Kind.KIND_FIRST_TOKEN, _Kind.KIND_KV_READY):
+            self._happened(state, kind, now_us)
             grants.progressed(state, started=True, ran=True)
         elif kind == _Kind.KIND_FINISHED:
             grants.finish(state, "worker", now_us, update.output_tokens)
@@ -76,11 +77,23 @@ class Reports:
             grants.revoke_answered(state)
             grants.progressed(state, started=True, ran=True)
         elif kind == _Kind.KIND_REVOKED:
-            self._returned(state, "revoked", numbers, now_us)
+            self._returned(state, "revoked", "worker", numbers, now_us)
         elif kind == _Kind.KIND_GAVE_UP:
-            self._returned(state, "gave_up", numbers, now_us)
+            self._returned(state, "gave_up", update.decision.reason or "worker", numbers, now_us)
 
-    def _returned(self, state: RequestState, kind: str, numbers: dict[str, float], now_us: int) -> None:
+    @staticmethod
+    def _happened(state: RequestState, kind: worker_session_pb2.RequestUpdate.Kind.ValueType, now_us: int) -> None:
+        """For those who ask what came of a decision; told twice, it is noted once."""
+        if kind == _Kind.KIND_FIRST_TOKEN:
+            noted = "resumed" if state.base_index else "first_token"
+        elif not state.ran:
+            noted = "begin"
+        else:
+            return
+        if not any(note.kind == noted and note.attempt == state.attempt for note in state.notes):
+            state.note(noted, "worker", now_us)
+
+    def _returned(self, state: RequestState, kind: str, reason: str, numbers: dict[str, float], now_us: int) -> None:
         """The attempt is gone and made no token, so that the scheduler may place the request again itself."""
         worker = state.worker
         assert worker is not None
@@ -88,7 +101,7 @@ class Reports:
             # Adopted from a Snapshot and not yet submitted to this leader: the Submit brings what a Run needs.
             self._grants.lose(state, kind, now_us, numbers)
             return
-        state.note(kind, "worker", now_us, numbers)
+        state.note(kind, reason, now_us, numbers)
         if kind == "gave_up":
             state.avoid = worker.key
             self._grants.release(state)

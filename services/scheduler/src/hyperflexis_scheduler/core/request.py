@@ -110,6 +110,8 @@ class RequestState:
     """Of its newest Submit: who owns it. Another owner's Cancel and Done no longer count."""
     done: bool = False
     """Its router has closed its record."""
+    placed: Note | None = None
+    """Why the current attempt is where it is."""
     notes: deque[Note] = field(default_factory=lambda: deque(maxlen=MAX_DECISIONS))
 
     def take(self, submit: router_session_pb2.Submit, router: RouterKey, delay_us: int, now_us: int) -> None:

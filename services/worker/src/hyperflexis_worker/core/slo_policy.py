@@ -134,7 +134,8 @@ class SloPolicy:
         context = tokens + queue.computed + decode_tokens / 2
         decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
         work_us = alone_us + decode_us
-        key = due_us + rules.work_order * work_us
+        worth = self._worth.of(queue)
+        key = due_us + rules.work_order * work_us / worth
         begun = queue.made > 0
         if rules.give_up:
             first_us = alone_us + now_us + model.base_us * pace
@@ -148,9 +149,6 @@ class SloPolicy:
                 due_us = np.where(gone, np.inf, due_us)
                 begun = begun | gone
         if rules.size_weight:
-            worth = self._worth.of(queue)
-            reserved = worth == np.inf
-            key[reserved] = due_us[reserved]  # cheaper ones do not overtake what the reserve is for
             size = work_us / worth
             size[begun] = -np.inf
             time_us = alone_us / self._time_share

@@ -20,8 +20,8 @@ TENANT_BOUND = 16.0
 """A tenant's requests count at most so many times more, or less, than another's of the same tier."""
 GUARANTEE_BOUND = 8.0
 """A guarantee makes a request count at most so many times more: it displaces other dear work, not the cheap."""
-GUARANTEE_STEP = 1.05
-"""By how much a guarantee pulls after each request, kept or not."""
+GUARANTEE_GAIN = 0.3
+"""How much harder a guarantee pulls after each request, for a share that is short by one."""
 GUARANTEE_MEMORY = 200
 """Requests that a tier's attained share looks back on."""
 
@@ -85,8 +85,7 @@ class Worth:
         share = self._kept.get(tier, guarantee)
         share += (kept - share) / GUARANTEE_MEMORY
         self._kept[tier] = share
-        boost = self._boost.get(tier, 1.0)
-        boost = boost * GUARANTEE_STEP if share < guarantee else boost / GUARANTEE_STEP
+        boost = self._boost.get(tier, 1.0) * math.exp(GUARANTEE_GAIN * (guarantee - share))
         self._boost[tier] = min(max(boost, 1.0), GUARANTEE_BOUND)
 
     def _share_tenants(self, queue: PrefillQueue, worth: Floats) -> None:
@@ -105,7 +104,7 @@ class Worth:
             fair = total / len(here | had)
             for name in here:
                 amount = max(self._tenants.get((tier, name), 0.0), fair / TENANT_BOUND)
-                worth[rows & (tenants == queue.tenants[name])] *= max(fair / amount, 1 / TENANT_BOUND)
+                worth[rows & (tenants == queue.tenants[name])] *= max(fair / amount, 1 / TENANT_BOUND) ** 2
 
     def _rescale(self) -> None:
         self._tenants = {k: v / self._unit for k, v in self._tenants.items() if v / self._unit > 1.0}

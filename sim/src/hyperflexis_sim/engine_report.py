@@ -1,0 +1,21 @@
+"""What a simulated worker tells the scheduler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What a worker tells of itself: worker core's EngineLoad, and how its queue stands."""
+
+    applied: int
+    """Requests it had been sent when this was true."""
+    waiting: int
+    running: int
+    queued_tokens: int
+    queued_us: float
+    prefill_share: float
+    context_tokens: float
+    kv_used: float
+    """Tokens."""
