@@ -20,7 +20,7 @@ from hyperflexis_worker.core.worth import Worth, WorthRules
 CHAT, SUMMARISE = promise("chat", 500, 50), promise("summarise", 15_000, 150)
 PROMPTS = {"chat": (1_500, 100), "summarise": (3_000, 200)}
 """Mean prompt and output tokens."""
-SECONDS, SCORED_FROM_S = 200.0, 60.0
+SECONDS, SCORED_FROM_S = 240.0, 100.0
 """A request of the loose tier may be served 15 s after it came: shares settle slowly."""
 
 
