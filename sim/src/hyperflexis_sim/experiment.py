@@ -13,6 +13,7 @@ from hyperflexis_sim.profiles import worker_kinds
 from hyperflexis_sim.score import scores
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.workload import Workload
+from hyperflexis_worker.core.worth import WorthRules
 
 STEP_NOISE = 0.05
 DRAIN_S = 120.0
@@ -58,7 +59,8 @@ class Experiment:
 
     def run(self, tick: Tick | None = None) -> list[dict[str, Any]]:
         """A row per tier and one for `all`, as `scores`. Raises ValueError for an unknown policy or profile."""
-        policy = policy_of(self.policy)
+        guarantees = {name: promise.guarantee for name, promise in self.promises.items() if promise.guarantee}
+        policy = policy_of(self.policy, WorthRules(guarantees))
         if self.workers < 1:
             raise ValueError(f"there must be at least 1 worker, not {self.workers}")
         workers = worker_kinds(self.profile, self.workers)

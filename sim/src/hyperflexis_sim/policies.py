@@ -26,6 +26,7 @@ from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
 from hyperflexis_worker.core.step_policy import StepPolicy
+from hyperflexis_worker.core.worth import Worth, WorthRules
 
 SEQUENCES = 256
 STEP_TOKENS = 512
@@ -50,8 +51,8 @@ def _chunked(max_tokens: int, order: str = "fcfs") -> Step:
     return lambda model: ChunkedPolicy(model, max_tokens, SEQUENCES, order)
 
 
-def _hyperflexis(rules: SloRules | None = None) -> Step:
-    return lambda model: SloPolicy(model, max_tokens=8192, max_sequences=512, rules=rules)
+def _hyperflexis(rules: SloRules | None = None, worth: WorthRules | None = None) -> Step:
+    return lambda model: SloPolicy(model, max_tokens=8192, max_sequences=512, worth=Worth(worth), rules=rules)
 
 
 def _scorpio(model: StepTimeModel) -> StepPolicy:
@@ -122,8 +123,9 @@ POLICIES = {
 }
 
 
-def policy_of(name: str) -> Policy:
-    """By its name; `hyperflexis:work_order=0:give_up=false` is ours with some of SloRules changed.
+def policy_of(name: str, worth: WorthRules | None = None) -> Policy:
+    """By its name; `hyperflexis:work_order=0:give_up=false` is ours with some of SloRules changed. `worth`: guarantees
+    and reserves, which only ours has.
 
     Raises ValueError where there is none of this name, or no such rule.
     """
@@ -132,11 +134,11 @@ def policy_of(name: str) -> Policy:
         policy = POLICIES[name]
     except KeyError:
         raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}") from None
-    if not changes:
+    if not name.endswith("hyperflexis") and not changes:
         return policy
     if not name.endswith("hyperflexis"):
         raise ValueError(f"{name!r} has no rules to change; only hyperflexis and round_robin+hyperflexis have")
-    return replace(policy, step=_hyperflexis(SloRules(**dict(map(_rule, changes)))))
+    return replace(policy, step=_hyperflexis(SloRules(**dict(map(_rule, changes))), worth))
 
 
 def _rule(change: str) -> tuple[str, Any]:

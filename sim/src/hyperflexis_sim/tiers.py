@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -30,26 +30,20 @@ class Promise:
     on_violation: str = "refuse"
     """refuse, best_effort or downgrade:<tier>."""
     share: float = 1.0
+    guarantee: float = 0.0
 
     @classmethod
     def of(cls, tier: TierSettings, share: float = 1.0) -> Promise:
         """As the stack's configuration has it."""
         gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
         times_us = tier.ttft_ms * 1e3, tier.tpot_ms * 1e3, gap_ms * 1e3
-        return cls(tier.name, *times_us, tier.weight, tier.on_violation, share)
+        return cls(tier.name, *times_us, tier.weight, tier.on_violation, share, tier.guarantee)
 
     def scaled(self, factor: float) -> Promise:
         """All times so many times as long."""
         gap_us = max(4 * self.tpot_us * factor, 250_000.0)
-        return Promise(
-            self.tier,
-            self.ttft_us * factor,
-            self.tpot_us * factor,
-            gap_us,
-            self.weight,
-            self.on_violation,
-            self.share,
-        )
+        times_us = self.ttft_us * factor, self.tpot_us * factor
+        return replace(self, ttft_us=times_us[0], tpot_us=times_us[1], max_gap_us=gap_us)
 
 
 def promise(tier: str, ttft_ms: float, tpot_ms: float, share: float = 1.0, weight: float = 1.0) -> Promise:

@@ -66,6 +66,9 @@ class TierSettings(Section):
     """Longest pause between tokens; default max(4 * tpot_ms, 250)."""
     weight: float = Field(default=1.0, gt=0)
     """Relative worth of one attained request."""
+    guarantee: float = Field(default=0.0, ge=0, le=1)
+    """Of the tier's requests, the share that workers try to serve in time, at the expense of other dear ones; 0 =
+    none. What cannot be kept drags nobody down: it pulls up to a bound."""
     on_violation: str = Field(default="best_effort", pattern=r"^(best_effort|refuse|downgrade:.+)$")
     """When the promise cannot be kept: best_effort, refuse, or downgrade:<tier>."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from hyperflexis_common.config import ModelSettings, ServiceSettings
+from hyperflexis_common.config import ModelSettings, ServiceSettings, TierSettings
 from hyperflexis_common.step_time import load_profile
 
 
@@ -26,6 +26,8 @@ class WorkerSettings(ServiceSettings):
     """Schedulers of the cell, leader and standbys, in any order."""
     models: list[ModelSettings] = []
     """The stack's models; this worker serves the one named by `model`."""
+    tiers: list[TierSettings] = []
+    """The stack's tiers: their guarantees; all else travels with a request."""
     model: str = ""
     """Name of the model to serve; empty = the first of `models`."""
     engine: Literal["embedded", "modelled"] = "embedded"
@@ -49,6 +51,10 @@ class WorkerSettings(ServiceSettings):
     policy: Literal["hyperflexis", "fcfs", "edf", "scorpio"] = "hyperflexis"
     """What a step does. hyperflexis: chunks by the decodes' slack, requests that cannot be on time are given up
     (docs/scheduling.md); fcfs, edf: max_num_tokens a step, by arrival or by deadline; scorpio: that paper's."""
+    long_prompt_tokens: int = Field(default=0, ge=0)
+    """Policy hyperflexis: prompts of at least so many tokens share the reserve below; 0 = no reserve."""
+    long_prompt_share: float = Field(default=0.0, ge=0, le=1)
+    """Of prefill time, what is kept for them while they wait: counted one by one, the long are given up first."""
     profile: str = "cpu/tiny/tp1"
     """Seed of the step-time model: gpu/model/tp, or a file that `hyperflexis profile` wrote."""
     time_scale: float = Field(default=1.0, ge=0)
@@ -85,5 +91,7 @@ class WorkerSettings(ServiceSettings):
             raise ValueError(
                 f"model {model.name!r} needs a path for the embedded engine (or set worker.engine: modelled)"
             )
+        if bool(self.long_prompt_tokens) != bool(self.long_prompt_share):
+            raise ValueError("worker.long_prompt_tokens and worker.long_prompt_share make a reserve together: set both")
         if not self.schedulers:
             raise ValueError("worker.schedulers must name at least one host:port")

@@ -32,7 +32,7 @@ class PolicyPlanner:
     """All decodes find room first, those with the most slack yielding theirs; then the policy chooses."""
 
     def __init__(self, policy: StepPolicy, lengths: OutputLengths | None = None) -> None:
-        self._policy = policy
+        self.policy = policy
         self._lengths = lengths or OutputLengths()
         self._queue = PrefillQueue()
         self._queued: dict[int, Sequence] = {}
@@ -45,7 +45,7 @@ class PolicyPlanner:
     @property
     def prefill_share(self) -> float:
         """Of the time while prompts wait, what goes into prefill."""
-        return float(getattr(self._policy, "prefill_share", 1.0))
+        return float(getattr(self.policy, "prefill_share", 1.0))
 
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         plan = StepPlan()
@@ -56,7 +56,7 @@ class PolicyPlanner:
         self._sync(begun, waiting)
         self._decodes = self._columns(decoding)
         room = _PoolRoom(pool, self._lengths, decoding, begun, free, admits=not plan.preempted)
-        choice = self._choice = self._policy.choose(now_us, self._decodes, self._queue, room)
+        choice = self._choice = self.policy.choose(now_us, self._decodes, self._queue, room)
         for at, sequence in enumerate(decoding):
             if choice.decode is None or choice.decode[at]:
                 plan.chunks.append(Chunk(sequence, sequence.computed, 1))
@@ -78,8 +78,8 @@ class PolicyPlanner:
 
     def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
         """The plan made last took so long; `model` is the newest fit. Called before its tokens are committed."""
-        self._policy.stepped(self._choice, self._decodes, self._left, predicted_us, took_us)
-        self._policy.model = model
+        self.policy.stepped(self._choice, self._decodes, self._left, predicted_us, took_us)
+        self.policy.model = model
 
     def _follow(self, decoding: Rows[Sequence], now_us: int) -> None:
         """Notes who made a token since the last plan: the step before ended just now."""

@@ -69,7 +69,7 @@ class SloPolicy:
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._lengths = lengths or OutputLengths()
-        self._worth = worth or Worth()
+        self.worth = worth or Worth()
         self._share = 0.75
         """Of the time while prompts wait, what goes into prefill: the rest is decodes and what steps cost anyway."""
         self._pace = 1.0
@@ -96,11 +96,11 @@ class SloPolicy:
             memory = 1 - math.exp(-took_us / rules.share_memory_us)
             self._share += memory * (min(prefill_us / took_us, 1.0) - self._share)
         for request, tokens in choice.chunks:
-            self._worth.served(request, self.model.prefill_us(tokens, request.computed))
+            self.worth.served(request, self.model.prefill_us(tokens, request.computed))
             if tokens == request.to_compute and not request.made:
-                self._worth.settled(request.tier, kept=True)
+                self.worth.settled(request.tier, kept=True)
         for given_up in choice.given_up:
-            self._worth.settled(given_up.request.tier, kept=False)
+            self.worth.settled(given_up.request.tier, kept=False)
 
     def learn_output(self, tier: str, tokens: int) -> None:
         self._lengths.learn(tier, tokens)
@@ -134,7 +134,7 @@ class SloPolicy:
         context = tokens + queue.computed + decode_tokens / 2
         decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
         work_us = alone_us + decode_us
-        worth = self._worth.of(queue)
+        worth = self.worth.of(queue)
         key = due_us + rules.work_order * work_us / worth
         begun = queue.made > 0
         if rules.give_up:

@@ -40,7 +40,7 @@ class Worth:
     """`of` those who wait; `served` and `settled` tell what was done for whom."""
 
     def __init__(self, rules: WorthRules | None = None) -> None:
-        self._rules = rules or WorthRules()
+        self.rules = rules or WorthRules()
         self._unit = 1.0
         """What a microsecond of prefill adds now: older ones count less."""
         self._tenants: dict[tuple[str, str], float] = {}
@@ -59,7 +59,7 @@ class Worth:
                 worth[queue.tier == index] *= boost
         if len(queue.tenants) > 1:
             self._share_tenants(queue, worth)
-        rules = self._rules
+        rules = self.rules
         if rules.long_prompt_share > 0 and self._long < rules.long_prompt_share * self._total:
             worth[queue.prompt_tokens >= rules.long_prompt_tokens] = np.inf
         return worth
@@ -72,14 +72,14 @@ class Worth:
         self._tenants[key] = self._tenants.get(key, 0.0) + amount
         self._tier_total[request.tier] = self._tier_total.get(request.tier, 0.0) + amount
         self._total += amount
-        if self._rules.long_prompt_tokens and request.prompt_tokens >= self._rules.long_prompt_tokens:
+        if self.rules.long_prompt_tokens and request.prompt_tokens >= self.rules.long_prompt_tokens:
             self._long += amount
         if self._unit > 1e100:
             self._rescale()
 
     def settled(self, tier: str, kept: bool) -> None:
         """A request of the tier has its first token, or was given up."""
-        guarantee = self._rules.guarantees.get(tier)
+        guarantee = self.rules.guarantees.get(tier)
         if guarantee is None:
             return
         share = self._kept.get(tier, guarantee)

@@ -14,6 +14,7 @@ from hyperflexis_worker.core.policy_planner import PolicyPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.step_loop import Executor
+from hyperflexis_worker.core.worth import Worth, WorthRules
 from hyperflexis_worker.engine.frames import EngineReady
 
 
@@ -31,11 +32,16 @@ def _planner(settings: WorkerSettings, model: StepTimeModel, lengths: OutputLeng
     limits = settings.max_num_tokens, settings.max_num_seqs
     match settings.policy:
         case "hyperflexis":
-            return PolicyPlanner(SloPolicy(model, *limits, lengths), lengths)
+            return PolicyPlanner(SloPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
         case "scorpio":
             return PolicyPlanner(ScorpioPolicy(model, *limits, lengths), lengths)
         case order:
             return BudgetPlanner(*limits, order, lengths)
+
+
+def _worth_rules(settings: WorkerSettings) -> WorthRules:
+    guarantees = {tier.name: tier.guarantee for tier in settings.tiers if tier.guarantee}
+    return WorthRules(guarantees, settings.long_prompt_tokens, settings.long_prompt_share)
 
 
 def build_engine(settings: WorkerSettings) -> BuiltEngine:
