@@ -92,6 +92,10 @@ bench-engine: $(FULL) $(MODEL)/config.json ## The torch engine against transform
 bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes)
 	$(BIN)/python bench/slo.py $(ARGS)
 
+.PHONY: bench-variants
+bench-variants: $(LITE) ## What each scheduling mechanism is worth, and what disturbances cost, simulated: 20 minutes (ARGS="--seeds 1")
+	$(BIN)/python bench/variants.py $(ARGS)
+
 .PHONY: bench-fidelity
 bench-fidelity: $(FULL) $(MODEL)/config.json ## The simulator against live runs on this machine: a quarter of an hour (ARGS="--engine modelled")
 	$(BIN)/python bench/fidelity.py --model $(MODEL) $(ARGS)
