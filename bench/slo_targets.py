@@ -61,12 +61,14 @@ def verdicts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     points = [point for point in points_of(rows) if OURS in point.policies]
     targets: list[tuple[str, Callable[[Point], list[Margin]]]] = [
         (f">= {OVER_ROUND_ROBIN} x {BASE} where that is <= {WHERE_IT_ATTAINS:.0%}", _over_round_robin),
-        (f">= best baseline {BELOW_BEST:+g}", _against_best),
+        (f">= best baseline {BELOW_BEST:+g}", _against_best("attainment")),
         *((f">= {OVER_BEATEN} x {name} from load {FROM_LOAD:g} on", _over(name)) for name in BEATEN),
         (f"p99 TTFT of served <= {TTFT_RATIO} x {BASE} at load 1", _latency("ttft_p99_ms", TTFT_RATIO)),
         (f"p99 end to end <= {E2E_RATIO} x {BASE} at load 1", _latency("e2e_p99_ms", E2E_RATIO)),
         ("p99 TTFT <= that of the best baseline at load 1", _latency("ttft_p99_ms", 1.0, best=True)),
         ("p99 end to end <= that of the best baseline at load 1", _latency("e2e_p99_ms", 1.0, best=True)),
+        ("p99 of the longest pause <= that of the best baseline at load 1", _latency("gap_p99_ms", 1.0, best=True)),
+        (f"every token in time: >= best baseline {BELOW_BEST:+g}", _against_best("token_deadline_attainment")),
     ]
     return [_verdict(target, judge, points) for target, judge in targets]
 
@@ -111,16 +113,20 @@ def _pairs(point: Point, name: str, key: str) -> list[tuple[float, float]]:
     return [(own, other) for own, other in pairs if own is not None and other is not None]
 
 
-def _against_best(point: Point) -> list[Margin]:
+def _against_best(key: str) -> Callable[[Point], list[Margin]]:
     """Against whichever has the highest mean among those of as many seeds as it takes: each is judged by its own."""
-    margins = []
-    for name in point.policies:
-        pairs = _pairs(point, name, "attainment") if name != OURS else []
-        if pairs:
-            differences = [own - other for own, other in pairs]
-            text = f"{fmean(own for own, _ in pairs):.3f}, {name} {fmean(other for _, other in pairs):.3f}"
-            margins.append(Margin(fmean(differences) - BELOW_BEST, half_width_95(differences), len(pairs), text))
-    return [min(margins, key=lambda margin: margin.value)] if margins else []
+
+    def judge(point: Point) -> list[Margin]:
+        margins = []
+        for name in point.policies:
+            pairs = _pairs(point, name, key) if name != OURS else []
+            if pairs:
+                differences = [own - other for own, other in pairs]
+                text = f"{fmean(own for own, _ in pairs):.3f}, {name} {fmean(other for _, other in pairs):.3f}"
+                margins.append(Margin(fmean(differences) - BELOW_BEST, half_width_95(differences), len(pairs), text))
+        return [min(margins, key=lambda margin: margin.value)] if margins else []
+
+    return judge
 
 
 def _ratio(pairs: Sequence[tuple[float, float]], name: str, at_least: float) -> list[Margin]:
