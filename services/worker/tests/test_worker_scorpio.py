@@ -3,70 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
+from prompt_queue import Pool, Prompt, decodes_of, queue_of
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_worker.core.prefill_queue import PrefillQueue
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, Offer
+from hyperflexis_worker.core.step_policy import NO_DECODES
 
 PREFILL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
 """1 ms and 10 us a token."""
 DECODE = StepTimeModel(1_000.0, 0.0, 0.0, 0.0, 0.0, 1_000.0, host_us=0.0)
 """1 ms and 1 ms a decode."""
-
-
-@dataclass(slots=True, eq=False)
-class Prompt:
-    number: int
-    to_compute: int
-    ttft_us: float = 1e6
-    tpot_us: float = 50_000.0
-    arrival_us: float = 0.0
-    computed: int = 0
-    made: int = 0
-    tier: str = "chat"
-    tenant: str = ""
-    weight: float = 1.0
-    max_tokens: int = 1_000
-    output_tokens: int = 10
-    due_us: float = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.due_us = self.arrival_us + self.ttft_us
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.to_compute + self.computed
-
-
-class Pool:
-    """Room for so many requests."""
-
-    def __init__(self, places: int = 1_000) -> None:
-        self.places = places
-        self.taken: list[int] = []
-
-    def offer(self, request: Prompt) -> Offer | None:
-        return Offer(request.computed, request.to_compute) if len(self.taken) < self.places else None
-
-    def take(self, request: Prompt) -> None:
-        self.taken.append(request.number)
-
-
-def queue_of(*prompts: Prompt) -> PrefillQueue:
-    queue = PrefillQueue()
-    for prompt in prompts:
-        queue.add(prompt)
-    return queue
-
-
-def decodes_of(*tpots_us: float, context: float = 0.0) -> Decodes:
-    count = len(tpots_us)
-    return Decodes(np.full(count, 1e9), np.full(count, 1e9), np.array(tpots_us), context, np.zeros(count))
 
 
 def chosen(choice) -> list[tuple[int, int]]:

@@ -31,9 +31,10 @@ class SloRules:
     floor_share: float = 0.7
     """Of the tightest TPOT: no late decode makes steps shorter than this, or it would freeze prefill."""
     longest_share: float = 1.0
-    """Of the tightest TPOT, however much slack there is: longer steps gain nothing, and are pauses for all."""
-    longest_us: float = 200_000.0
-    """A step takes no longer than this, whatever the slack."""
+    """Of the tightest TPOT, however much slack there is: longer steps gain nothing, and are pauses for all. Only a
+    prompt that would be late otherwise may have longer ones ..."""
+    longest_us: float = 150_000.0
+    """... up to this, as steps without decodes may."""
     work_order: float = 10.0
     """Microseconds of deadline that a microsecond of work counts as: among equals in haste, the cheap go first."""
     least_chunk: int = 32
@@ -76,9 +77,11 @@ class SloPolicy:
         """Actual over predicted step time."""
 
     def choose(self, now_us: float, decodes: Decodes, queue: PrefillQueue, room: Room) -> StepChoice:
-        choice = StepChoice(budget_us=self._budget_us(now_us, decodes))
+        choice = StepChoice()
+        key = self._order(now_us, queue, choice) if len(queue) else _NOBODY
+        choice.budget_us = self._budget_us(now_us, decodes, queue, key)
         if len(queue):
-            self._fill(self._order(now_us, queue, choice), decodes, queue, room, choice)
+            self._fill(key, decodes, queue, room, choice)
         return choice
 
     def stepped(
@@ -115,15 +118,34 @@ class SloPolicy:
     def _time_share(self) -> float:
         return min(max(self._share, self.rules.least_share), 1.0)
 
-    def _budget_us(self, now_us: float, decodes: Decodes) -> float:
+    def _budget_us(self, now_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> float:
         rules = self.rules
         if not decodes.count:
             return rules.longest_us
         tightest_us = float(decodes.tpot_us.min())
         slack_us = min(float(decodes.due_us.min()), float(decodes.pause_end_us.min())) - now_us
         margin_us = min(rules.margin_us, 0.1 * tightest_us)
-        within_us = min(slack_us * rules.slack_share - margin_us, rules.longest_share * tightest_us, rules.longest_us)
+        within_us = min(slack_us * rules.slack_share - margin_us, rules.longest_us)
+        usual_us = rules.longest_share * tightest_us
+        if within_us > usual_us and not self._hurried(now_us, usual_us, decodes, queue, key):
+            within_us = usual_us
         return max(within_us, rules.floor_share * tightest_us)
+
+    def _hurried(self, now_us: float, step_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> bool:
+        """Whether the next in order would be late by steps of this length, all of them its own."""
+        if not len(key) or not np.isfinite(key.min()):
+            return False
+        at = int(key.argmin())
+        alone_us = self._pace * self.model.prefill_us(float(queue.to_compute[at]), float(queue.computed[at]))
+        free_us = step_us - self._pace * self._fixed_us(decodes)
+        left_us = float(queue.due_us[at]) - now_us
+        return left_us > alone_us and alone_us * step_us > max(free_us, 0.1 * step_us) * left_us
+
+    def _fixed_us(self, decodes: Decodes) -> float:
+        """What a step with these decodes takes, by the model, beyond its prefill chunks."""
+        model, count = self.model, decodes.count
+        fixed_us = model.c0_us + model.host_us + model.chunk_us(0, count, 0) - model.c3_us * count * count / 2
+        return fixed_us + model.c4_us * decodes.context_tokens + model.c5_us * count
 
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
@@ -200,9 +222,7 @@ class SloPolicy:
         tokens, sequences = decodes.count, decodes.count
         budget_us = math.inf
         if rules.budget:
-            fixed_us = model.c0_us + model.host_us + model.chunk_us(0, tokens, 0) - model.c3_us * tokens * tokens / 2
-            fixed_us += model.c4_us * decodes.context_tokens + model.c5_us * decodes.count
-            budget_us = choice.budget_us / self._pace - fixed_us
+            budget_us = choice.budget_us / self._pace - self._fixed_us(decodes)
         while tokens < self._max_tokens:
             at = int(key.argmin())
             if key[at] == np.inf:
@@ -228,5 +248,6 @@ class SloPolicy:
             sequences += 1
 
 
+_NOBODY = np.empty(0)
 _AFTER_ALL = 1e15
 """Added to the deadline of those left behind: after everybody who can still be on time."""

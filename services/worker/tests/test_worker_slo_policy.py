@@ -1,0 +1,153 @@
+"""The step policy's rules, each by an example that can be worked by hand; and what holds for any queue."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompt_queue import Pool, Prompt, queue_of
+
+from hyperflexis_common.step_time import StepShape, StepTimeModel
+from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
+from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice
+from hyperflexis_worker.core.worth import Worth, WorthRules
+
+MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
+"""1 ms and 10 us a token."""
+EXACT = SloRules(slack_share=1.0, margin_us=0.0)
+
+
+def policy(rules: SloRules = EXACT, worth: WorthRules | None = None, max_tokens: int = 100_000) -> SloPolicy:
+    return SloPolicy(MODEL, max_tokens, 1_000, worth=Worth(worth), rules=rules)
+
+
+def decoding(*slacks_us: float, tpot_us: float = 30_000.0, pause_us: float = 1e9) -> Decodes:
+    """With so much slack each, at time 0."""
+    count = len(slacks_us)
+    return Decodes(np.array(slacks_us), np.full(count, pause_us), np.full(count, tpot_us), 0.0, np.zeros(count))
+
+
+def numbers(choice: StepChoice) -> list[int]:
+    return [chunk.request.number for chunk in choice.chunks]
+
+
+def test_the_least_slack_sets_the_step() -> None:
+    queue = queue_of(Prompt(0, 10_000, ttft_us=1e6))
+    choice = policy().choose(0.0, decoding(25_000.0, 90_000.0), queue, Pool())
+    assert choice.budget_us == 25_000.0
+    # 1 ms, two decodes of 10 us, and what fits of the prompt.
+    assert [chunk.tokens for chunk in choice.chunks] == [(25_000 - 1_000 - 20) // 10]
+
+
+def test_a_step_is_no_longer_than_the_tightest_tpot_though_there_be_slack() -> None:
+    queue = queue_of(Prompt(0, 5_000, ttft_us=1e6))
+    assert policy().choose(0.0, decoding(500_000.0), queue, Pool()).budget_us == 30_000.0
+
+
+def test_a_prompt_that_would_be_late_may_have_longer_steps() -> None:
+    # 90 ms of prefill due in 92: three steps of 30 ms have 3 x 28.99 ms for it.
+    hurried = queue_of(Prompt(0, 9_000, ttft_us=92_000))
+    assert policy().choose(0.0, decoding(500_000.0), hurried, Pool()).budget_us == 150_000.0
+    calm = queue_of(Prompt(0, 9_000, ttft_us=100_000))
+    assert policy().choose(0.0, decoding(500_000.0), calm, Pool()).budget_us == 30_000.0
+
+
+def test_a_late_decode_does_not_freeze_prefill() -> None:
+    queue = queue_of(Prompt(0, 5_000, ttft_us=1e6))
+    choice = policy().choose(0.0, decoding(-50_000.0), queue, Pool())
+    assert choice.budget_us == pytest.approx(21_000.0)
+    assert choice.chunks
+
+
+def test_the_longest_pause_counts_like_a_due_token() -> None:
+    queue = queue_of(Prompt(0, 5_000, ttft_us=1e6))
+    assert policy().choose(0.0, decoding(500_000.0, pause_us=24_000.0), queue, Pool()).budget_us == 24_000.0
+
+
+def test_the_hopeless_are_given_up_with_their_numbers() -> None:
+    queue = queue_of(Prompt(0, 60_000, ttft_us=500_000.0), Prompt(1, 100, ttft_us=500_000.0))
+    choice = policy().choose(0.0, NO_DECODES, queue, Pool())
+    [given_up] = choice.given_up
+    assert (given_up.request.number, given_up.reason) == (0, "hopeless")
+    assert given_up.numbers["predicted_ttft_us"] == pytest.approx(601_000.0)
+    assert given_up.numbers["late_us"] == pytest.approx(101_000.0)
+    assert numbers(choice) == [1]
+
+
+def test_one_that_has_made_a_token_is_never_given_up() -> None:
+    queue = queue_of(Prompt(0, 60_000, ttft_us=500_000.0, made=3), Prompt(1, 60_000, ttft_us=500_000.0))
+    choice = policy().choose(0.0, NO_DECODES, queue, Pool())
+    assert [given_up.request.number for given_up in choice.given_up] == [1]
+
+
+def test_the_largest_is_left_behind_and_told_after_a_tenth_of_its_ttft() -> None:
+    def waiting(now_us: float) -> StepChoice:
+        # 300 ms, 40 and 40 of prefill, all due at 350 ms: without the first, the others are in time.
+        prompts = [Prompt(n, tokens, ttft_us=350_000.0) for n, tokens in enumerate((30_000, 4_000, 4_000))]
+        return policy(max_tokens=1_000).choose(now_us, NO_DECODES, queue_of(*prompts), Pool())
+
+    early, later = waiting(0.0), waiting(36_000.0)
+    assert (early.given_up, numbers(early)) == ([], [1])
+    assert [(g.request.number, g.reason) for g in later.given_up] == [(0, "left_behind")]
+
+
+def test_weight_chooses_the_victim() -> None:
+    def left(weight: float) -> set[int]:
+        prompts = [
+            Prompt(0, 20_000, ttft_us=350_000.0, weight=weight), *(Prompt(n, 4_000, ttft_us=350_000.0) for n in (1, 2))
+        ]  # fmt: skip
+        choice = policy().choose(36_000.0, NO_DECODES, queue_of(*prompts), Pool())
+        return {given_up.request.number for given_up in choice.given_up}
+
+    assert left(1.0) == {0}
+    assert left(20.0) == {1, 2}
+
+
+def test_the_worthy_are_not_overtaken_by_the_cheap() -> None:
+    dear, cheap = Prompt(0, 4_000, ttft_us=500_000.0), Prompt(1, 100, ttft_us=550_000.0)
+    assert numbers(policy(max_tokens=100).choose(0.0, NO_DECODES, queue_of(dear, cheap), Pool())) == [1]
+    dear = Prompt(0, 4_000, ttft_us=500_000.0, weight=20.0)
+    assert numbers(policy(max_tokens=100).choose(0.0, NO_DECODES, queue_of(dear, cheap), Pool())) == [0]
+
+
+def test_a_slow_worker_says_so_in_its_share() -> None:
+    slow = policy()
+    before = slow.prefill_share
+    for _ in range(300):
+        slow.stepped(StepChoice(), NO_DECODES, False, predicted_us=10_000.0, took_us=20_000.0)
+    assert slow.prefill_share == pytest.approx(before / 2, rel=0.01)
+
+
+PROMPTS = st.lists(
+    st.builds(
+        Prompt,
+        number=st.just(0),
+        to_compute=st.integers(1, 40_000),
+        ttft_us=st.sampled_from([100_000.0, 500_000.0, 15_000_000.0]),
+        arrival_us=st.floats(-400_000.0, 0.0),
+        weight=st.sampled_from([0.1, 1.0, 3.0]),
+        tenant=st.sampled_from(["", "a"]),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(PROMPTS, st.lists(st.floats(-100_000.0, 400_000.0), max_size=12), st.sampled_from([64, 2_048, 100_000]))
+def test_any_step_keeps_its_limits(prompts: list[Prompt], slacks_us: list[float], max_tokens: int) -> None:
+    for number, prompt in enumerate(prompts):
+        prompt.number = number
+    decodes = decoding(*slacks_us) if slacks_us else NO_DECODES
+    queue = queue_of(*prompts)
+    choice = policy(max_tokens=max_tokens).choose(0.0, decodes, queue, Pool())
+    chosen, given_up = numbers(choice), [each.request.number for each in choice.given_up]
+    assert len(set(chosen) | set(given_up)) == len(chosen) + len(given_up)
+    assert decodes.count + sum(chunk.tokens for chunk in choice.chunks) <= max(max_tokens, decodes.count)
+    assert all(1 <= chunk.tokens <= chunk.request.to_compute for chunk in choice.chunks)
+    if slacks_us and choice.chunks:
+        chunks = tuple((chunk.tokens, chunk.request.computed) for chunk in choice.chunks)
+        assert MODEL.predict_us(StepShape(chunks, decodes.count)) <= choice.budget_us + 1e-6
+        assert choice.budget_us <= 150_000.0
+    if not slacks_us and len(given_up) < len(prompts):
+        assert chosen
