@@ -39,6 +39,24 @@ class TestGivingUp:
         assert refused.retry_after_us == 4_000_000 and len(router.all("placed")) == 2
         assert not router.all("lost")
 
+    def test_what_came_of_a_decision_is_noted_once(self, stage):
+        worker, router = stage.worker("w0"), stage.router()
+        router.submit("q")
+        run = worker.last("run")
+        for kind in ("started", "started", "first_token", "started", "first_token"):
+            worker.update(kind, run)
+        assert [kind for kind, _ in stage.kinds("q")] == ["place", "begin", "first_token"]
+        router.submit("q", resume=True)
+        assert router.last("placed").decision.kind == "place"
+
+    def test_why_a_worker_gave_up_is_kept(self, stage):
+        worker, router = stage.worker("w0"), stage.router()
+        router.submit("q", slo=stage.slo(on_violation=slo_pb2.ON_VIOLATION_REFUSE))
+        decision = slo_pb2.Decision(reason="left_behind", numbers={"predicted_ttft_us": 5_000_000})
+        worker.update("gave_up", worker.last("run"), decision=decision)
+        assert stage.kinds("q")[1:] == [("gave_up", "left_behind"), ("refuse", "slo")]
+        assert "predicted after 5,000 ms, promised are 1,000" in router.last("refused").message
+
     def test_a_downgrade_is_told_and_placed_under_the_new_promise(self, make_stage):
         batch = make_stage.slo("batch", 60_000)
         stage = make_stage(Rules(tiers={"batch": batch}))
