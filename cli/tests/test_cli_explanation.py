@@ -80,3 +80,11 @@ def test_what_still_runs_has_no_verdict() -> None:
     assert verdict_line(details(finished=finished(420_000))) == (
         "length, attained: TTFT 420 ms of 500 ms, TPOT 30.0 ms of 50.0 ms, longest pause 42.0 ms, 1 attempt"
     )
+
+
+def test_a_downgraded_requests_times_are_not_held_against_what_it_fell_to() -> None:
+    fell = details(decision("downgrade", 60_000, "patient"), finished=finished(641_000, Verdict.MISSED))
+    assert verdict_line(fell) == (
+        "length, missed: TTFT 641 ms, TPOT 30.0 ms, longest pause 42.0 ms, 1 attempt; "
+        "downgraded on the way, the verdict is over its first promise"
+    )

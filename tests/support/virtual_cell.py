@@ -110,7 +110,7 @@ class VirtualCell:
         if client.request_id in target.core:
             target.apply(target.core.release(client.request_id, target.now_us()))
         new = ResumedRequest(**self._request(client), committed=pack(client.tokens))
-        target.apply(target.core.resume(new, target.now_us()))
+        target.apply(target.core.submit(new, target.now_us()))
 
     def cut_stream(self, client: Client, grace_us: int) -> None:
         """The network between a client and its router breaks, the router lives: the client goes on at another one,

@@ -95,19 +95,20 @@ def _off(late_us: float) -> str:
 
 
 def verdict_line(details: RequestDetails) -> str | None:
-    """Kept or not, and by how much; None while it runs."""
+    """Kept or not, and by how much; None while it runs. The verdict is over the first promise: times of one that was
+    downgraded are not held against the promise that it fell to."""
     finished, slo = details.finished, details.slo
     if finished is None:
         return None
+    downgraded = any(decision.kind == "downgrade" for decision in details.decisions)
     parts = []
-    if finished.ttft_us:
-        parts.append(f"TTFT {microseconds(finished.ttft_us)} of {microseconds(slo.ttft_us)}")
-    if finished.tpot_us:
-        parts.append(f"TPOT {microseconds(finished.tpot_us)} of {microseconds(slo.tpot_us)}")
+    times = (("TTFT", finished.ttft_us, slo.ttft_us), ("TPOT", finished.tpot_us, slo.tpot_us))
+    for name, took_us, promised_us in times:
+        if took_us:
+            of = "" if downgraded else f" of {microseconds(promised_us)}"
+            parts.append(f"{name} {microseconds(took_us)}{of}")
     if finished.max_gap_us:
         parts.append(f"longest pause {microseconds(finished.max_gap_us)}")
     parts.append(f"{finished.attempts} attempts" if finished.attempts != 1 else "1 attempt")
     line = f"{finished.reason}, {finished.verdict}: {', '.join(parts)}"
-    if any(decision.kind == "downgrade" for decision in details.decisions):
-        line += "; downgraded on the way, the verdict is over its first promise"
-    return line
+    return line + ("; downgraded on the way, the verdict is over its first promise" if downgraded else "")

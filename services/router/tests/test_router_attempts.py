@@ -135,7 +135,7 @@ def test_a_released_request_is_left_alone(running: RouterCore) -> None:
 
 
 def test_a_resumed_request_that_has_everything_ends_at_once(core: RouterCore) -> None:
-    [end, *_] = core.resume(resumed_request(OUTPUT, max_tokens=len(OUTPUT)), 0)
+    [end, *_] = core.submit(resumed_request(OUTPUT, max_tokens=len(OUTPUT)), 0)
     assert isinstance(end, Ended) and end.reason == sampling_pb2.FINISH_REASON_LENGTH
 
 

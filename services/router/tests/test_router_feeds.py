@@ -70,7 +70,7 @@ def test_an_unanswered_start_is_sent_again_when_the_feed_returns(core: RouterCor
 
 
 def test_a_started_placement_is_subscribed_only(core: RouterCore) -> None:
-    core.resume(resumed_request(OUTPUT[:2]), 0)
+    core.submit(resumed_request(OUTPUT[:2]), 0)
     effects = core.scheduler_message(placed(4, A, base=0, started=True), 0)
     assert to_feed(effects, "start") == [] and len(to_feed(effects, "subscribe")) == 1
     core.feed_message(A, bind(0, 4), 0)

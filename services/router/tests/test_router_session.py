@@ -113,7 +113,7 @@ def test_ends_name_the_owner_that_they_are_the_end_for(core: RouterCore) -> None
     core.submit(dataclasses.replace(new_request("q"), owner_gen=9), 0)
     [cancel] = [e.message.cancel for e in core.cancel("q", 0) if isinstance(e, ToScheduler)]
     assert (cancel.request_id, cancel.owner_gen) == ("q", 9)
-    done = [e for e in core.resume(resumed_request(OUTPUT), 0) if isinstance(e, ToScheduler)]
+    done = [e for e in core.submit(resumed_request(OUTPUT), 0) if isinstance(e, ToScheduler)]
     assert len(done) == 1 and done[0].message.submit.owner_gen == 7
     core.scheduler_message(placed(1, A, started=True), 0)
     core.feed_message(A, bind(5, 1), 0)

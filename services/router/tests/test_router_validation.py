@@ -9,7 +9,7 @@ import pytest
 from hyperflexis.common.v1.sampling_pb2 import ResponseFormat, SamplingParams
 from hyperflexis.router.v1.inference_service_pb2 import GenerateRequest, TokenIds
 from hyperflexis_common.tokens import pack
-from hyperflexis_router.core.catalog import BUILT_IN_TIERS, Catalog, ModelSpec, RequestLimits, tier_slo
+from hyperflexis_router.core.catalog import BUILT_IN_TIERS, Catalog, ModelSpec, RequestLimits
 from hyperflexis_router.core.validation import InvalidRequest, body_digest, check_prompt, check_request
 
 TEXT = ModelSpec("text", context_length=100, vocab_size=1_000, has_tokenizer=True)
@@ -169,10 +169,3 @@ def test_the_digest_is_of_the_body_alone() -> None:
     assert body_digest(one) == body_digest(two)
     assert body_digest(one) != body_digest(request(idempotency_key="a", detach_grace_ms=1))
     assert one.idempotency_key == "a"
-
-
-def test_tiers() -> None:
-    slo = tier_slo("x", 1.5, 100, None, 2.0, "downgrade:chat")
-    assert (slo.ttft_us, slo.max_gap_us, slo.downgrade_tier) == (1_500, 400_000, "chat")
-    assert slo.on_violation == 3
-    assert tier_slo("x", 1, 1, None, 1, "refuse").max_gap_us == 250_000

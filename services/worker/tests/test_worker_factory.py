@@ -1,28 +1,34 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hyperflexis_common.config import ModelSettings, TierSettings
+from hyperflexis_common.config import ModelSettings, load_settings
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.policy_planner import PolicyPlanner
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.engine.factory import build_engine
 
-TIERS = [
-    TierSettings(name="chat", ttft_ms=500, tpot_ms=50, guarantee=0.6),
-    TierSettings(name="code", ttft_ms=500, tpot_ms=30),
-]
+YAML = """
+models: [{name: m, context_length: 128, vocab_size: 300}]
+tiers:
+- {name: chat, ttft_ms: 500, tpot_ms: 50, guarantee: 0.6}
+- {name: code, ttft_ms: 500, tpot_ms: 30}
+worker: {engine: modelled, profile: test/tiny/tp1, long_prompt_tokens: 3000, long_prompt_share: 0.2}
+"""
 
 
 def settings(**changes: Any) -> WorkerSettings:
     model = ModelSettings(name="m", context_length=128, vocab_size=300)
-    return WorkerSettings(models=[model], tiers=TIERS, engine="modelled", profile="test/tiny/tp1", **changes)
+    return WorkerSettings(models=[model], engine="modelled", profile="test/tiny/tp1", **changes)
 
 
-def test_guarantees_and_the_reserve_reach_the_policy() -> None:
-    planner = build_engine(settings(long_prompt_tokens=3_000, long_prompt_share=0.2)).planner
+def test_guarantees_and_the_reserve_reach_the_policy(tmp_path: Path) -> None:
+    config = tmp_path / "stack.yaml"
+    config.write_text(YAML)
+    planner = build_engine(load_settings(WorkerSettings, config=config)).planner
     assert isinstance(planner, PolicyPlanner)
     policy = planner.policy
     assert isinstance(policy, SloPolicy)

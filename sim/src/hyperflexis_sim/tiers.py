@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hyperflexis_common.config import TierSettings
+from hyperflexis_common.promise import longest_gap_us, slo_of
 
 
 class SimTier(TierSettings):
@@ -35,19 +36,18 @@ class Promise:
     @classmethod
     def of(cls, tier: TierSettings, share: float = 1.0) -> Promise:
         """As the stack's configuration has it."""
-        gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
-        times_us = tier.ttft_ms * 1e3, tier.tpot_ms * 1e3, gap_ms * 1e3
+        slo = slo_of(tier)
+        times_us = slo.ttft_us, slo.tpot_us, slo.max_gap_us
         return cls(tier.name, *times_us, tier.weight, tier.on_violation, share, tier.guarantee)
 
     def scaled(self, factor: float) -> Promise:
         """All times so many times as long."""
-        gap_us = max(4 * self.tpot_us * factor, 250_000.0)
-        times_us = self.ttft_us * factor, self.tpot_us * factor
-        return replace(self, ttft_us=times_us[0], tpot_us=times_us[1], max_gap_us=gap_us)
+        ttft_us, tpot_us = self.ttft_us * factor, self.tpot_us * factor
+        return replace(self, ttft_us=ttft_us, tpot_us=tpot_us, max_gap_us=longest_gap_us(tpot_us))
 
 
 def promise(tier: str, ttft_ms: float, tpot_ms: float, share: float = 1.0, weight: float = 1.0) -> Promise:
-    return Promise(tier, ttft_ms * 1e3, tpot_ms * 1e3, max(4 * tpot_ms, 250.0) * 1e3, weight, "refuse", share)
+    return Promise(tier, ttft_ms * 1e3, tpot_ms * 1e3, longest_gap_us(tpot_ms * 1e3), weight, "refuse", share)
 
 
 FOUR_TASKS = {

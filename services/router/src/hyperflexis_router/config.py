@@ -8,7 +8,8 @@ from typing import ClassVar
 from pydantic import Field
 
 from hyperflexis_common.config import ConfigError, ModelSettings, RedisSettings, Section, ServiceSettings, TierSettings
-from hyperflexis_router.core.catalog import BUILT_IN_TIERS, Catalog, ModelSpec, RequestLimits, tier_slo
+from hyperflexis_common.promise import slo_of
+from hyperflexis_router.core.catalog import BUILT_IN_TIERS, Catalog, ModelSpec, RequestLimits
 
 
 class ApiKeySettings(Section):
@@ -73,12 +74,7 @@ class RouterSettings(ServiceSettings):
         }
         tiers = dict(BUILT_IN_TIERS)
         if self.tiers:
-            tiers = {
-                tier.name: tier_slo(
-                    tier.name, tier.ttft_ms, tier.tpot_ms, tier.max_gap_ms, tier.weight, tier.on_violation
-                )
-                for tier in self.tiers
-            }
+            tiers = {tier.name: slo_of(tier) for tier in self.tiers}
         if len(models) < len(self.models) or (self.tiers and len(tiers) < len(self.tiers)):
             raise ConfigError("models and tiers need different names each")
         default_tier = self.default_tier or next(iter(tiers))

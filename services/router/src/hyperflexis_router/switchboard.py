@@ -26,7 +26,6 @@ from hyperflexis_router.core.effects import (
     ToScheduler,
 )
 from hyperflexis_router.core.router import RouterCore
-from hyperflexis_router.core.submission import ResumedRequest
 from hyperflexis_router.faults import Faults
 from hyperflexis_router.live import Attached, LiveRequest
 from hyperflexis_router.metrics import IN_FLIGHT, count_finished
@@ -95,8 +94,6 @@ class Switchboard:
         if live.ends is not None:
             # Taken over after its stop string, before the record of its end.
             self._end(live, Ended(live.request_id, live.ends))
-        elif isinstance(live.new, ResumedRequest):
-            self.apply(self.core.resume(live.new, now_us))
         else:
             self.apply(self.core.submit(live.new, now_us))
         self._faults.passed("submitted")

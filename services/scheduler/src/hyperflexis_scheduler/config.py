@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from hyperflexis.common.v1 import slo_pb2
 from hyperflexis_common.config import RedisSettings, ServiceSettings, TierSettings
+from hyperflexis_common.promise import slo_of
 from hyperflexis_scheduler.core.election import Timing
 from hyperflexis_scheduler.core.rules import Rules
 
@@ -63,25 +63,3 @@ class SchedulerSettings(ServiceSettings):
     def timing(self) -> Timing:
         lease_us = self.lease_ms * 1_000
         return Timing(lease_us=lease_us, renew_us=lease_us // 3, observe_us=lease_us // 12)
-
-
-_ON_VIOLATION = {
-    "best_effort": slo_pb2.ON_VIOLATION_BEST_EFFORT,
-    "refuse": slo_pb2.ON_VIOLATION_REFUSE,
-    "downgrade": slo_pb2.ON_VIOLATION_DOWNGRADE,
-}
-
-
-def slo_of(tier: TierSettings) -> slo_pb2.Slo:
-    """The promise of a tier, as it travels with a request."""
-    kind, _, target = tier.on_violation.partition(":")
-    gap_ms = tier.max_gap_ms if tier.max_gap_ms is not None else max(4 * tier.tpot_ms, 250.0)
-    return slo_pb2.Slo(
-        tier=tier.name,
-        ttft_us=int(tier.ttft_ms * 1_000),
-        tpot_us=int(tier.tpot_ms * 1_000),
-        max_gap_us=int(gap_ms * 1_000),
-        weight=tier.weight,
-        on_violation=_ON_VIOLATION[kind],
-        downgrade_tier=target,
-    )

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hyperflexis.common.v1 import slo_pb2
+from hyperflexis_common.config import TierSettings
+from hyperflexis_common.promise import slo_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +42,8 @@ class RequestLimits:
     """A day: longer promises are none."""
 
 
-def tier_slo(
-    name: str, ttft_ms: float, tpot_ms: float, max_gap_ms: float | None, weight: float, on_violation: str
-) -> slo_pb2.Slo:
-    """A tier of the configuration as a message; `on_violation` as TierSettings spells it."""
-    kind, _, downgrade_tier = on_violation.partition(":")
-    return slo_pb2.Slo(
-        tier=name,
-        ttft_us=round(ttft_ms * 1_000),
-        tpot_us=round(tpot_ms * 1_000),
-        max_gap_us=round((max(4 * tpot_ms, 250) if max_gap_ms is None else max_gap_ms) * 1_000),
-        weight=weight,
-        on_violation=slo_pb2.OnViolation.Value(f"ON_VIOLATION_{kind.upper()}"),
-        downgrade_tier=downgrade_tier,
-    )
-
-
 BUILT_IN_TIERS = {
-    name: tier_slo(name, ttft_ms, tpot_ms, None, 1.0, "best_effort")
+    name: slo_of(TierSettings(name=name, ttft_ms=ttft_ms, tpot_ms=tpot_ms))
     for name, ttft_ms, tpot_ms in [
         ("chat", 500, 50),
         ("code", 500, 30),

@@ -7,6 +7,7 @@ from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.promise import too_late
 from hyperflexis_router.core.submission import NewRequest
 
 
@@ -53,13 +54,10 @@ def subscribe(request_id: str, attempt: Attempt, next_index: int) -> token_feed_
 
 def downgraded(promised: slo_pb2.Slo, message: router_session_pb2.Downgraded) -> inference_service_pb2.Notice:
     predicted_us = int(message.decision.numbers.get("predicted_ttft_us", 0.0))
-    text = f"served as tier {message.slo.tier}: the promise of {promised.tier} cannot be kept"
-    if predicted_us:
-        text += f": its first token was predicted after {predicted_us / 1e3:,.0f} ms, promised are "
-        text += f"{promised.ttft_us / 1e3:,.0f}"
+    missed = f"the promise of {promised.tier} cannot be kept{too_late(predicted_us, promised)}"
     return inference_service_pb2.Notice(
         kind=inference_service_pb2.Notice.KIND_DOWNGRADED,
-        message=text,
+        message=f"served as tier {message.slo.tier}: {missed}",
         slo=message.slo,
         predicted_ttft_us=predicted_us,
     )

@@ -15,7 +15,7 @@ from hyperflexis_router.core.effects import CloseFeed, Effect, OpenFeed
 from hyperflexis_router.core.feed import Feed
 from hyperflexis_router.core.request import Request
 from hyperflexis_router.core.session import SchedulerSession
-from hyperflexis_router.core.submission import NewRequest, ResumedRequest
+from hyperflexis_router.core.submission import NewRequest
 from hyperflexis_router.core.timing import RouterTiming
 from hyperflexis_router.core.workers import WorkerBook
 
@@ -57,12 +57,19 @@ class RouterCore:
     # --- the client's side ---
 
     def submit(self, request: NewRequest, now_us: int) -> list[Effect]:
-        """Takes a request that nobody has submitted before."""
-        return self._add(request, now_us)
-
-    def resume(self, request: ResumedRequest, now_us: int) -> list[Effect]:
-        """Takes over a request with the tokens that are committed already."""
-        return self._add(request, now_us)
+        """Takes a request that nobody has submitted before or, as ResumedRequest, one with tokens committed already."""
+        if request.request_id in self._requests:
+            raise ValueError(f"request {request.request_id} is here already")
+        out: list[Effect] = []
+        hashes = prefix_hashes(request.prompt, self.workers.hash_block_tokens(request.model))
+        taken = self._requests[request.request_id] = Request(request, hashes, self._session, self._timing)
+        if taken.output.next_index >= request.max_tokens:
+            # Taken over between the last token and the record of its end.
+            taken.end_here(sampling_pb2.FINISH_REASON_LENGTH, "", out)
+            self._settle(taken, out)
+        else:
+            taken.submit(now_us, out)
+        return out
 
     def extend(self, request_id: str, packed: bytes, now_us: int) -> list[Effect]:
         """Takes tokens from the next index on that the client has already. Unknown or ended: nothing happens."""
@@ -199,20 +206,6 @@ class RouterCore:
         return out
 
     # --- inside ---
-
-    def _add(self, new: NewRequest, now_us: int) -> list[Effect]:
-        if new.request_id in self._requests:
-            raise ValueError(f"request {new.request_id} is here already")
-        out: list[Effect] = []
-        hashes = prefix_hashes(new.prompt, self.workers.hash_block_tokens(new.model))
-        request = self._requests[new.request_id] = Request(new, hashes, self._session, self._timing)
-        if request.output.next_index >= new.max_tokens:
-            # Taken over between the last token and the record of its end.
-            request.end_here(sampling_pb2.FINISH_REASON_LENGTH, "", out)
-            self._settle(request, out)
-        else:
-            request.submit(now_us, out)
-        return out
 
     def _about_request(
         self,

@@ -9,6 +9,7 @@ import numpy as np
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis_common.attempt import WorkerKey
+from hyperflexis_common.promise import too_late
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.dispatch_policy import Ask, in_time
 from hyperflexis_scheduler.core.fleet import Pool
@@ -125,7 +126,7 @@ class Placement:
         fallback = self._cell.rules.tiers.get(slo.downgrade_tier)
         tried = (*state.downgraded_from, slo.tier)
         if slo.on_violation == slo_pb2.ON_VIOLATION_REFUSE:
-            message = f"tier {slo.tier!r} cannot be kept now{_predicted(numbers, slo)}"
+            message = f"tier {slo.tier!r} cannot be kept now{too_late(numbers.get('predicted_ttft_us', 0), slo)}"
             self.refuse(state, router_session_pb2.REFUSAL_REASON_SLO, message, now_us, numbers)
         elif slo.on_violation == slo_pb2.ON_VIOLATION_DOWNGRADE and fallback is not None and fallback.tier not in tried:
             state.downgraded_from = tried
@@ -177,13 +178,6 @@ def _candidates(state: RequestState, pool: Pool | None) -> Slots:
 def _without(key: WorkerKey | None, pool: Pool, slots: Slots) -> Slots:
     worker = pool.workers.get(key) if key is not None else None
     return slots if worker is None else slots[slots != worker.slot]
-
-
-def _predicted(numbers: Mapping[str, float], slo: slo_pb2.Slo) -> str:
-    predicted_us = numbers.get("predicted_ttft_us", 0.0)
-    if not predicted_us:
-        return ""
-    return f": its first token was predicted after {predicted_us / 1e3:,.0f} ms, promised are {slo.ttft_us / 1e3:,.0f}"
 
 
 def _ask(state: RequestState, now_us: int) -> Ask:

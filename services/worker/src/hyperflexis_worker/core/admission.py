@@ -7,6 +7,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.promise import longest_gap_us
 from hyperflexis_common.sampling import features_asked
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 
@@ -61,7 +62,7 @@ def sequence_of(
         tpot_us=run.slo.tpot_us,
         weight=run.slo.weight or 1.0,
         tier=run.slo.tier,
-        max_gap_us=run.slo.max_gap_us or max(4 * run.slo.tpot_us, 250_000),
+        max_gap_us=run.slo.max_gap_us or longest_gap_us(run.slo.tpot_us),
         tenant=run.tenant,
         committed=packing.count(start.committed),
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperflexis_common.step_time import StepTimeModel
+from hyperflexis_common.step_time import StepShape, StepTimeModel
 from hyperflexis_worker.core.moore_hodgson import left_behind
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Rows
@@ -143,9 +143,9 @@ class SloPolicy:
 
     def _fixed_us(self, decodes: Decodes) -> float:
         """What a step with these decodes takes, by the model, beyond its prefill chunks."""
-        model, count = self.model, decodes.count
-        fixed_us = model.c0_us + model.host_us + model.chunk_us(0, count, 0) - model.c3_us * count * count / 2
-        return fixed_us + model.c4_us * decodes.context_tokens + model.c5_us * count
+        if not decodes.count:
+            return self.model.c0_us + self.model.host_us
+        return self.model.predict_us(StepShape((), decodes.count, int(decodes.context_tokens)))
 
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
