@@ -103,6 +103,8 @@ def test_a_downgraded_request_is_told_what_holds_now() -> None:
     told = downgraded_example([record(CHAT, 0.0, 2.5, downgrade=notice)])
     assert told is not None
     assert "served as tier patient; its first token came after 2,500 ms (now allowed: 10.0 s)" in told
+    both = downgraded_example([record(CHAT, 0.0, None, downgrade=notice), record(CHAT, 1.0, 3.5, downgrade=notice)])
+    assert both is not None and "chat request chat-1 " in both
     gone = downgraded_example([record(CHAT, 0.0, None, downgrade=notice)])
     assert gone is not None and "it was refused in the end" in gone
 

@@ -199,6 +199,7 @@ class Engine:
             started=[(s.request_id, s.attempt) for s in result.started],
             ended=ended,
             given_up=given_up,
+            preempted=[(s.request_id, s.attempt, s.num_tokens) for s in result.preempted],
         )
         self._say(lambda: self._worker.engine_stepped(event))
 

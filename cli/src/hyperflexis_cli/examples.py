@@ -28,7 +28,9 @@ def refused_example(records: Sequence[Record]) -> str | None:
 
 
 def downgraded_example(records: Sequence[Record]) -> str | None:
-    record = _typical([record for record in records if record.downgrade is not None])
+    downgraded = [record for record in records if record.downgrade is not None]
+    # One that was served shows what a downgrade is for; there may be none.
+    record = _typical([record for record in downgraded if not record.refused] or downgraded)
     if record is None or record.downgrade is None:
         return None
     end = (

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1.inference_service_pb2 import Finished, Notice, StreamEvent
 from hyperflexis_common.tokens import pack, unpack
-from hyperflexis_router.core.delivery import DELTA_TOKENS, NOTICE_LIMIT, ClientStream, Measured
+from hyperflexis_router.core.delivery import DELTA_TOKENS, NOTICE_LIMIT, PAUSES_KEPT, ClientStream, Measured
 
 
 def letters(start: int, end: int) -> str:
@@ -89,3 +89,23 @@ def test_measured() -> None:
     outcome = measured.outcome(sampling_pb2.FINISH_REASON_LENGTH, 4, False, 10_000)
     assert (outcome.tpot_us, outcome.ended_us) == (1_666, 9_000)
     assert Measured(0).outcome(sampling_pb2.FINISH_REASON_CANCELLED, 0, False, 5).first_token_us is None
+
+
+@given(st.lists(st.integers(0, 500_000), max_size=40), st.integers(0, 100))
+def test_the_longest_pauses_are_kept_in_order_of_time(gaps: list[int], next_index: int) -> None:
+    measured, now_us = Measured(0, next_index=next_index), 1_000
+    measured.queued(2, now_us)
+    began = []
+    for gap in gaps:
+        began.append(now_us)
+        now_us += gap
+        measured.queued(1, now_us)
+    told = measured.proto()
+    assert (told.first_token_us, told.last_token_us) == (1_000, now_us)
+    assert sorted(p.length_us for p in told.pauses) == sorted(gaps)[-PAUSES_KEPT:]
+    indices = [pause.next_index for pause in told.pauses]
+    assert indices == sorted(indices)
+    for pause in told.pauses:
+        at = pause.next_index - next_index - 2
+        assert (pause.began_us, pause.length_us) == (began[at], gaps[at])
+    assert measured.max_gap_us == max(gaps, default=0)

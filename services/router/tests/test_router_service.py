@@ -180,8 +180,11 @@ async def test_questions(make_router: MakeRouter, cell: Any) -> None:
     here = await one.stub.GetRequest(pb.GetRequestRequest(request_id=request_id))
     assert (here.summary.state, here.summary.worker_id) == (pb.REQUEST_STATE_RUNNING, "w")
     assert here.decisions[0].reason == "only_one"
+    assert (here.promised.tier, here.slo.tier) == ("chat", "chat")
+    assert 0 < here.measured.first_token_us <= here.measured.last_token_us
     there = await two.stub.GetRequest(pb.GetRequestRequest(request_id=request_id))
     assert there.summary.router_id == "router-0"
+    assert there.promised == here.promised and not there.HasField("measured")
     assert not (await two.stub.Cancel(pb.CancelRequest(request_id=request_id))).already_finished
     assert (await collect(call))[-1].finished.reason == sampling_pb2.FINISH_REASON_CANCELLED
     ended = await two.stub.GetRequest(pb.GetRequestRequest(request_id=request_id))

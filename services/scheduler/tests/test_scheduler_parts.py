@@ -18,6 +18,7 @@ from hyperflexis_scheduler.core.dispatch_policy import (
     Ask,
     EarliestFirstToken,
     RoundRobin,
+    forecast,
     in_time,
     least_queued_tokens,
     least_requests,
@@ -169,8 +170,7 @@ class TestPolicies:
         choice = EarliestFirstToken().choose(ask(500, age_us=3_000), loads, among)
         # (10 + 10) / 0.5 = 40 ms; 20 ms and 2 ms for two requests; 10 + 20 ms.
         assert choice.slot == 1 and choice.reason == "earliest_first_token"
-        assert choice.numbers == {
-            "candidates": 3,
+        assert forecast(ask(500, age_us=3_000), loads, choice.slot) == {
             "queued_prefill_us": 10_000,
             "own_prefill_us": 10_000,
             "prefill_share": 1,

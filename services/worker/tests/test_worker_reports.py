@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from worker_rig import FIRST, SECOND, Update, ready
 
-from hyperflexis.common.v1 import capability_pb2, slo_pb2
+from hyperflexis.common.v1 import capability_pb2, sampling_pb2, slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.effects import AddSequence, DropScheduler, ToScheduler
-from hyperflexis_worker.core.engine_event import EngineEvent
+from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent
 from hyperflexis_worker.core.reporting import NEWS_INTERVAL_US
+from hyperflexis_worker.core.request import PREEMPTIONS_TOLD
 
 
 def test_load_counts_what_the_engine_has_not_seen_yet() -> None:
@@ -174,3 +175,34 @@ def test_a_request_given_up_is_told_to_the_scheduler_and_not_to_its_router() -> 
     reports = [effect.message.report for effect in rig.of(ToScheduler) if isinstance(effect, ToScheduler)]
     [update] = [update for report in reports for update in report.updates if update.kind == Update.KIND_GAVE_UP]
     assert update.request_id == "a" and update.decision.reason == "hopeless"
+
+
+def test_what_is_told_later_says_how_long_ago_it_was() -> None:
+    rig = ready()
+    rig.run()
+    rig.start()
+    rig.pass_time(SECOND)
+    rig.step(("a", FIRST, 0, 7))
+    rig.pass_time(1_000)  # a report has just gone: this waits for the next one
+    rig.pass_time(NEWS_INTERVAL_US)
+    ages = {update.kind: update.decision.age_us for report in rig.reports() for update in report.updates}
+    assert ages == {Update.KIND_STARTED: NEWS_INTERVAL_US + 1_000, Update.KIND_FIRST_TOKEN: NEWS_INTERVAL_US + 1_000}
+
+
+def test_preemptions_are_told_one_by_one_at_first_and_counted_at_the_end() -> None:
+    rig = ready()
+    rig.run()
+    rig.start()
+    told = []
+    for round_ in range(7):
+        event = EngineEvent(adds_applied=1, preempted=[("a", FIRST, 40 + round_), ("unknown", FIRST, 1)])
+        rig.take(rig.core.engine_stepped(event, rig.now_us))
+        rig.pass_time(SECOND)
+        told += [update for report in rig.reports() for update in report.updates]
+    assert [update.kind for update in told] == [Update.KIND_PREEMPTED] * PREEMPTIONS_TOLD
+    assert [update.decision.numbers["recompute_tokens"] for update in told] == [40, 41, 42, 43]
+    ended = EndedAttempt("a", FIRST, sampling_pb2.FINISH_REASON_LENGTH, cached_tokens=16)
+    rig.take(rig.core.engine_stepped(EngineEvent(adds_applied=1, ended=[ended]), rig.now_us))
+    rig.pass_time(SECOND)
+    [finish] = [update for report in rig.reports() for update in report.updates]
+    assert dict(finish.decision.numbers) == {"preemptions": 7.0, "cached_tokens": 16.0}

@@ -277,3 +277,19 @@ def test_preempting_frees_what_nobody_else_owns() -> None:
             pool.release(other.blocks)
         needed = sum(pool.blocks_for(c.start + c.length) - len(c.sequence.blocks) for c in plan.chunks)
         assert needed <= pool.free and bool(plan.chunks) == enough, (company, rest)
+
+
+def test_a_step_says_whose_blocks_it_took() -> None:
+    surprised = OutputLengths()
+    for _ in range(100):
+        surprised.learn("", 1)
+    pool = BlockPool(7, 4, prefix_cache=False)
+    loop = StepLoop(BudgetPlanner(100, 8, "fcfs", surprised), pool, surprised)
+    for index, name in enumerate("ab"):
+        loop.add(sequence(name, [index + 1] * 8, max_tokens=12, arrival_us=index))
+    device, preempted = executor(), []
+    while loop.busy:
+        plan = loop.plan(0)
+        result = loop.commit(plan, device.execute(plan.chunks))
+        preempted += [(s.request_id, s.num_tokens) for s in result.preempted]
+    assert preempted and all(name == "b" and tokens > 8 for name, tokens in preempted)

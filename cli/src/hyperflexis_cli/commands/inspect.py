@@ -28,10 +28,10 @@ from hyperflexis_cli.console import (
     served_models,
     targets_of,
 )
-from hyperflexis_cli.explanation import explained, verdict_line
-from hyperflexis_cli.figures import count, microseconds, named
+from hyperflexis_cli.figures import count, microseconds
 from hyperflexis_cli.stack import RUNS, STACK_FILE
-from hyperflexis_client import AsyncClient, Decision, RequestDetails
+from hyperflexis_cli.timeline import timeline, verdict_lines
+from hyperflexis_client import AsyncClient, RequestDetails
 
 DEFAULT_SCHEDULERS = ["127.0.0.1:50052"]
 
@@ -67,47 +67,29 @@ async def explain(
     target: Targets = DEFAULT_TARGET,
     api_key: ApiKey = None,
 ) -> None:
-    """Shows every decision taken for a request, the numbers that decided it, and what then happened."""
+    """Shows a request in order of time: every decision, the numbers that decided it, and what then happened."""
     async with AsyncClient(targets_of(target), api_key, retry=PATIENCE) as client:
         details = await client.get_request(request_id)
-    for line in _headline(details):
-        out.print(line, soft_wrap=True)
+    summary = details.summary
+    out.print(f"[bold]{escape(summary.request_id)}[/]  {escape(summary.model)}, {summary.state}", soft_wrap=True)
+    out.print(timeline_table(details))
     if not details.decisions:
-        out.print("no decisions recorded")
-        return
-    table = _table("after", "decision", "reason", "worker", "attempt", "numbers", "what then happened")
-    for row in explained(details):
-        decision = row.decision
-        table.add_row(
-            microseconds(row.after_us),
-            escape(decision.kind),
-            escape(decision.reason),
-            decision.worker_id or "-",
-            decision.attempt or "-",
-            escape(numbers_of(decision)),
-            escape(row.then),
-        )
-    out.print(table)
+        gone = "no decisions: schedulers keep them until two minutes after the end, or none has answered"
+        out.print(gone, soft_wrap=True)
+    for line in verdict_lines(details):
+        out.print(escape(line), soft_wrap=True)
 
 
-def _headline(details: RequestDetails) -> list[str]:
-    summary, slo, finished = details.summary, details.slo, details.finished
-    lines = [
-        f"[bold]{escape(summary.request_id)}[/]  {escape(summary.model)}, {escape(slo.tier)} "
-        f"(TTFT {microseconds(slo.ttft_us)}, TPOT {microseconds(slo.tpot_us)}), {summary.state}, "
-        f"{summary.prompt_tokens} + {summary.output_tokens} tokens"
-    ]
-    verdict = verdict_line(details)
-    if verdict is not None:
-        lines.append(verdict)
-    if finished is not None and finished.message:
-        lines.append(escape(finished.message))
-    return lines
-
-
-def numbers_of(decision: Decision) -> str:
-    """The decision's inputs in a line, names in order."""
-    return ", ".join(named(name, value) for name, value in sorted(decision.numbers.items()))
+def timeline_table(details: RequestDetails) -> Table:
+    """A row per moment: when, how long after the one before it, and what happened."""
+    table = _table("after", "since", "what happened")
+    table.columns[0].justify = table.columns[1].justify = "right"
+    before_us = 0
+    for moment in timeline(details):
+        since = f"+{microseconds(moment.after_us - before_us)}" if moment.after_us > before_us else ""
+        table.add_row(microseconds(moment.after_us), since, escape(moment.told))
+        before_us = moment.after_us
+    return table
 
 
 @friendly

@@ -46,7 +46,16 @@ from hyperflexis_client._recovery import RetryPolicy
 from hyperflexis_client._sampling import Sampling
 from hyperflexis_client._sync_client import Client
 from hyperflexis_client._sync_generation import Generation
-from hyperflexis_client._views import Decision, Model, Models, RequestDetails, RequestSummary, ServerInfo
+from hyperflexis_client._views import (
+    Decision,
+    Measured,
+    Model,
+    Models,
+    Pause,
+    RequestDetails,
+    RequestSummary,
+    ServerInfo,
+)
 
 __all__ = [
     "Aborted",
@@ -68,11 +77,13 @@ __all__ = [
     "HyperFlexisError",
     "InternalError",
     "InvalidRequest",
+    "Measured",
     "Model",
     "Models",
     "NotFound",
     "Notice",
     "NoticeKind",
+    "Pause",
     "PermissionDenied",
     "Prompt",
     "ProtocolError",

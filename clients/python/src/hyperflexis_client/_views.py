@@ -84,19 +84,57 @@ class Decision:
     worker_id: str
     age_us: int
     attempt: str
+    after_us: int | None = None
+    """Since the request was received; None = not known."""
 
     @classmethod
     def of(cls, message: slo_pb2.Decision) -> Decision:
-        attempt = f"{message.leader_epoch}.{message.attempt_seq}" if message.attempt_seq else ""
-        return cls(message.kind, message.reason, dict(message.numbers), message.worker_id, message.age_us, attempt)
+        return cls(
+            kind=message.kind,
+            reason=message.reason,
+            numbers=dict(message.numbers),
+            worker_id=message.worker_id,
+            age_us=message.age_us,
+            attempt=f"{message.leader_epoch}.{message.attempt_seq}" if message.attempt_seq else "",
+            after_us=message.after_us if message.HasField("after_us") else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Between two tokens. Microseconds; `began_us` since the request was received."""
+
+    began_us: int
+    length_us: int
+    next_index: int
+    """Of the token that ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The stream as the router measured it; microseconds since the request was received, 0 = no token yet."""
+
+    first_token_us: int
+    last_token_us: int
+    pauses: tuple[Pause, ...]
+    """The longest ones, in order of time."""
+
+    @classmethod
+    def of(cls, message: wire.Measured) -> Measured:
+        pauses = tuple(Pause(pause.began_us, pause.length_us, pause.next_index) for pause in message.pauses)
+        return cls(message.first_token_us, message.last_token_us, pauses)
 
 
 @dataclass(frozen=True, slots=True)
 class RequestDetails:
     summary: RequestSummary
     slo: Slo
+    """Under which promise it runs now."""
     decisions: tuple[Decision, ...]
     finished: Finished | None
+    promised: Slo | None = None
+    """What was promised at first, and what the verdict is over; None where the router is too old to tell."""
+    measured: Measured | None = None
 
     @classmethod
     def of(cls, message: wire.GetRequestResponse) -> RequestDetails:
@@ -105,6 +143,8 @@ class RequestDetails:
             slo=Slo.of(message.slo),
             decisions=tuple(Decision.of(decision) for decision in message.decisions),
             finished=Finished.of(message.finished) if message.HasField("finished") else None,
+            promised=Slo.of(message.promised) if message.HasField("promised") else None,
+            measured=Measured.of(message.measured) if message.HasField("measured") else None,
         )
 
 

@@ -42,7 +42,7 @@ class LiveRequest:
         if new.sampling.HasField("logprobs"):
             self.logprobs = [UNKNOWN] * self.committed_tokens
         self.text = text
-        self.measured = Measured(new.received_us, first_token_us)
+        self.measured = Measured(new.received_us, first_token_us, self.committed_tokens)
         self.slo = new.slo
         self.downgraded = self.downgrade_recorded = False
         self.submitted = False

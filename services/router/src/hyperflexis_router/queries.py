@@ -48,14 +48,25 @@ class Queries:
         """A request here or in Redis, with the scheduler's decisions where it answers. Raises Rejected."""
         live = self.board.find(request_id)
         if live is not None and live.new.tenant == tenant:
-            summary, finished, slo = self._summary(live), live.finished, live.slo
+            about = inference_service_pb2.GetRequestResponse(
+                summary=self._summary(live),
+                finished=live.finished,
+                slo=live.slo,
+                promised=live.new.slo,
+                measured=live.measured.proto(),
+            )
         else:
             record = await self.resumption.read(request_id, tenant)
-            summary, finished, slo = _recorded(record), record.finished, record.slo
+            about = inference_service_pb2.GetRequestResponse(
+                summary=_recorded(record),
+                finished=record.finished,
+                slo=record.served_slo or record.slo,
+                promised=record.slo,
+            )
         explained = await self.scheduler.explain(request_id, EXPLAIN_TIMEOUT_S)
-        return inference_service_pb2.GetRequestResponse(
-            summary=summary, decisions=explained.decisions if explained else (), finished=finished, slo=slo
-        )
+        if explained is not None:
+            about.decisions.extend(explained.decisions)
+        return about
 
     def requests(self, tenant: str, limit: int) -> inference_service_pb2.ListRequestsResponse:
         wanted = min(limit or LIST_DEFAULT, LIST_LIMIT)

@@ -257,6 +257,7 @@ def _engine_event(stepped: frames.Stepped) -> EngineEvent:
             (g.request_id, Attempt(g.leader_epoch, g.seq), slo_pb2.Decision.FromString(g.decision))
             for g in stepped.given_up
         ],
+        preempted=[(request_id, Attempt(epoch, seq), tokens) for request_id, epoch, seq, tokens in stepped.preempted],
     )
 
 

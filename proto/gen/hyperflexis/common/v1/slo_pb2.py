@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhyperflexis/common/v1/slo.proto\x12\x15hyperflexis.common.v1\"\xab\x01\n\x03Slo\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07ttft_us\x18\x02 \x01(\x03\x12\x0f\n\x07tpot_us\x18\x03 \x01(\x03\x12\x12\n\nmax_gap_us\x18\x04 \x01(\x03\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x38\n\x0con_violation\x18\x06 \x01(\x0e\x32\".hyperflexis.common.v1.OnViolation\x12\x16\n\x0e\x64owngrade_tier\x18\x07 \x01(\t\"\xe5\x01\n\x08\x44\x65\x63ision\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12=\n\x07numbers\x18\x03 \x03(\x0b\x32,.hyperflexis.common.v1.Decision.NumbersEntry\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61ge_us\x18\x05 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x06 \x01(\x04\x12\x13\n\x0b\x61ttempt_seq\x18\x07 \x01(\x04\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01*~\n\x0bOnViolation\x12\x1c\n\x18ON_VIOLATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18ON_VIOLATION_BEST_EFFORT\x10\x01\x12\x17\n\x13ON_VIOLATION_REFUSE\x10\x02\x12\x1a\n\x16ON_VIOLATION_DOWNGRADE\x10\x03*b\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10VERDICT_ATTAINED\x10\x01\x12\x12\n\x0eVERDICT_MISSED\x10\x02\x12\x14\n\x10VERDICT_EXCLUDED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fhyperflexis/common/v1/slo.proto\x12\x15hyperflexis.common.v1\"\xab\x01\n\x03Slo\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x0f\n\x07ttft_us\x18\x02 \x01(\x03\x12\x0f\n\x07tpot_us\x18\x03 \x01(\x03\x12\x12\n\nmax_gap_us\x18\x04 \x01(\x03\x12\x0e\n\x06weight\x18\x05 \x01(\x01\x12\x38\n\x0con_violation\x18\x06 \x01(\x0e\x32\".hyperflexis.common.v1.OnViolation\x12\x16\n\x0e\x64owngrade_tier\x18\x07 \x01(\t\"\x89\x02\n\x08\x44\x65\x63ision\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12=\n\x07numbers\x18\x03 \x03(\x0b\x32,.hyperflexis.common.v1.Decision.NumbersEntry\x12\x11\n\tworker_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61ge_us\x18\x05 \x01(\x03\x12\x14\n\x0cleader_epoch\x18\x06 \x01(\x04\x12\x13\n\x0b\x61ttempt_seq\x18\x07 \x01(\x04\x12\x15\n\x08\x61\x66ter_us\x18\x08 \x01(\x03H\x00\x88\x01\x01\x1a.\n\x0cNumbersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0b\n\t_after_us*~\n\x0bOnViolation\x12\x1c\n\x18ON_VIOLATION_UNSPECIFIED\x10\x00\x12\x1c\n\x18ON_VIOLATION_BEST_EFFORT\x10\x01\x12\x17\n\x13ON_VIOLATION_REFUSE\x10\x02\x12\x1a\n\x16ON_VIOLATION_DOWNGRADE\x10\x03*b\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x14\n\x10VERDICT_ATTAINED\x10\x01\x12\x12\n\x0eVERDICT_MISSED\x10\x02\x12\x14\n\x10VERDICT_EXCLUDED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_DECISION_NUMBERSENTRY']._loaded_options = None
   _globals['_DECISION_NUMBERSENTRY']._serialized_options = b'8\001'
-  _globals['_ONVIOLATION']._serialized_start=464
-  _globals['_ONVIOLATION']._serialized_end=590
-  _globals['_VERDICT']._serialized_start=592
-  _globals['_VERDICT']._serialized_end=690
+  _globals['_ONVIOLATION']._serialized_start=500
+  _globals['_ONVIOLATION']._serialized_end=626
+  _globals['_VERDICT']._serialized_start=628
+  _globals['_VERDICT']._serialized_end=726
   _globals['_SLO']._serialized_start=59
   _globals['_SLO']._serialized_end=230
   _globals['_DECISION']._serialized_start=233
-  _globals['_DECISION']._serialized_end=462
-  _globals['_DECISION_NUMBERSENTRY']._serialized_start=416
-  _globals['_DECISION_NUMBERSENTRY']._serialized_end=462
+  _globals['_DECISION']._serialized_end=498
+  _globals['_DECISION_NUMBERSENTRY']._serialized_start=439
+  _globals['_DECISION_NUMBERSENTRY']._serialized_end=485
 # @@protoc_insertion_point(module_scope)

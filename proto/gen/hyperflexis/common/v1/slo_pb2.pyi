@@ -108,7 +108,9 @@ Global___Slo: _TypeAlias = Slo  # noqa: Y015
 
 @_typing.final
 class Decision(_message.Message):
-    """Why something was decided, with the numbers that decided it."""
+    """Why something was decided, with the numbers that decided it; also what then happened: "begin", "first_token",
+    "preempt", "finish". docs/protocol.md, section 10, lists them.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -139,6 +141,7 @@ class Decision(_message.Message):
     AGE_US_FIELD_NUMBER: _builtins.int
     LEADER_EPOCH_FIELD_NUMBER: _builtins.int
     ATTEMPT_SEQ_FIELD_NUMBER: _builtins.int
+    AFTER_US_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """Decision kind, such as "place", "hold", "revoke", "lost", "refuse"."""
     reason: _builtins.str
@@ -148,6 +151,8 @@ class Decision(_message.Message):
     """How long ago, when this message was made."""
     leader_epoch: _builtins.int
     attempt_seq: _builtins.int
+    after_us: _builtins.int
+    """How long after the full request was received; absent where the decider does not know when that was."""
     @_builtins.property
     def numbers(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """The inputs, by name; units are in the names (`queued_tokens`, `predicted_ttft_us`)."""
@@ -162,11 +167,14 @@ class Decision(_message.Message):
         age_us: _builtins.int = ...,
         leader_epoch: _builtins.int = ...,
         attempt_seq: _builtins.int = ...,
+        after_us: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after_us", b"_after_us", "after_us", b"after_us"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "attempt_seq", b"attempt_seq", "kind", b"kind", "leader_epoch", b"leader_epoch", "numbers", b"numbers", "reason", b"reason", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after_us", b"_after_us", "after_us", b"after_us", "age_us", b"age_us", "attempt_seq", b"attempt_seq", "kind", b"kind", "leader_epoch", b"leader_epoch", "numbers", b"numbers", "reason", b"reason", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__after_us: _TypeAlias = _typing.Literal["after_us"]  # noqa: Y015
+    _WhichOneofArgType__after_us: _TypeAlias = _typing.Literal["_after_us", b"_after_us"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after_us) -> _WhichOneofReturnType__after_us | None: ...
 
 Global___Decision: _TypeAlias = Decision  # noqa: Y015

@@ -700,14 +700,28 @@ class GetRequestResponse(_message.Message):
     DECISIONS_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     SLO_FIELD_NUMBER: _builtins.int
+    PROMISED_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def summary(self) -> Global___RequestSummary: ...
     @_builtins.property
-    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_slo_pb2.Decision]: ...
+    def decisions(self) -> _containers.RepeatedCompositeFieldContainer[_slo_pb2.Decision]:
+        """What was decided and what then happened, oldest first."""
+
     @_builtins.property
     def finished(self) -> Global___Finished: ...
     @_builtins.property
-    def slo(self) -> _slo_pb2.Slo: ...
+    def slo(self) -> _slo_pb2.Slo:
+        """Under which promise it runs now."""
+
+    @_builtins.property
+    def promised(self) -> _slo_pb2.Slo:
+        """What was promised at first, and what the verdict is over."""
+
+    @_builtins.property
+    def measured(self) -> Global___Measured:
+        """Absent where the router that measured it does not have it any more."""
+
     def __init__(
         self,
         *,
@@ -715,14 +729,75 @@ class GetRequestResponse(_message.Message):
         decisions: _abc.Iterable[_slo_pb2.Decision] | None = ...,
         finished: Global___Finished | None = ...,
         slo: _slo_pb2.Slo | None = ...,
+        promised: _slo_pb2.Slo | None = ...,
+        measured: Global___Measured | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "slo", b"slo", "summary", b"summary"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "measured", b"measured", "promised", b"promised", "slo", b"slo", "summary", b"summary"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "finished", b"finished", "slo", b"slo", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decisions", b"decisions", "finished", b"finished", "measured", b"measured", "promised", b"promised", "slo", b"slo", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetRequestResponse: _TypeAlias = GetRequestResponse  # noqa: Y015
+
+@_typing.final
+class Measured(_message.Message):
+    """What the client's stream was like, on the router's clock; times since the full request was received."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_TOKEN_US_FIELD_NUMBER: _builtins.int
+    LAST_TOKEN_US_FIELD_NUMBER: _builtins.int
+    PAUSES_FIELD_NUMBER: _builtins.int
+    first_token_us: _builtins.int
+    """0 = no token yet."""
+    last_token_us: _builtins.int
+    @_builtins.property
+    def pauses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pause]:
+        """The longest ones, in order of time; at most four."""
+
+    def __init__(
+        self,
+        *,
+        first_token_us: _builtins.int = ...,
+        last_token_us: _builtins.int = ...,
+        pauses: _abc.Iterable[Global___Pause] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first_token_us", b"first_token_us", "last_token_us", b"last_token_us", "pauses", b"pauses"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Measured: _TypeAlias = Measured  # noqa: Y015
+
+@_typing.final
+class Pause(_message.Message):
+    """Between two tokens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGAN_US_FIELD_NUMBER: _builtins.int
+    LENGTH_US_FIELD_NUMBER: _builtins.int
+    NEXT_INDEX_FIELD_NUMBER: _builtins.int
+    began_us: _builtins.int
+    length_us: _builtins.int
+    next_index: _builtins.int
+    """Index of the token that ended it."""
+    def __init__(
+        self,
+        *,
+        began_us: _builtins.int = ...,
+        length_us: _builtins.int = ...,
+        next_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["began_us", b"began_us", "length_us", b"length_us", "next_index", b"next_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Pause: _TypeAlias = Pause  # noqa: Y015
 
 @_typing.final
 class RequestSummary(_message.Message):

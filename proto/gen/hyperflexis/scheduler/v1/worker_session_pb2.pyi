@@ -455,6 +455,8 @@ class RequestUpdate(_message.Message):
         KIND_KV_READY: RequestUpdate._Kind.ValueType  # 10
         KIND_REJECTED: RequestUpdate._Kind.ValueType  # 11
         """Refused outright (duplicate, over the context, draining)."""
+        KIND_PREEMPTED: RequestUpdate._Kind.ValueType  # 12
+        """Its KV blocks went to others; it waits, and is computed again. Only for explaining: nothing is to be done."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: RequestUpdate.Kind.ValueType  # 0
@@ -476,6 +478,8 @@ class RequestUpdate(_message.Message):
     KIND_KV_READY: RequestUpdate.Kind.ValueType  # 10
     KIND_REJECTED: RequestUpdate.Kind.ValueType  # 11
     """Refused outright (duplicate, over the context, draining)."""
+    KIND_PREEMPTED: RequestUpdate.Kind.ValueType  # 12
+    """Its KV blocks went to others; it waits, and is computed again. Only for explaining: nothing is to be done."""
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -489,7 +493,9 @@ class RequestUpdate(_message.Message):
     @_builtins.property
     def attempt(self) -> _identity_pb2.Attempt: ...
     @_builtins.property
-    def decision(self) -> _slo_pb2.Decision: ...
+    def decision(self) -> _slo_pb2.Decision:
+        """Why, and how it went so far; its `age_us` = since it happened."""
+
     @_builtins.property
     def ticket(self) -> _movement_pb2.KvTicket: ...
     def __init__(

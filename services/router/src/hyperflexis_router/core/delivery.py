@@ -19,6 +19,7 @@ COALESCE_US = 10_000
 DELTA_TOKENS = 1_024
 """A delta that catches up carries at most this many tokens."""
 NOTICE_LIMIT = 64
+PAUSES_KEPT = 4
 
 TextBetween = Callable[[int, int], str]
 """(start, end) -> text of tokens [start, end)."""
@@ -79,22 +80,40 @@ class ClientStream:
 class Measured:
     """When tokens were queued to the client, in microseconds since the full request was received."""
 
-    def __init__(self, received_us: int, first_us: int | None = None) -> None:
-        """`first_us`: of the first token, where an earlier owner has queued it."""
+    def __init__(self, received_us: int, first_us: int | None = None, next_index: int = 0) -> None:
+        """`first_us`: of the first token, where an earlier owner has queued it; `next_index`: of the first one here."""
         self._received_us = received_us
         self.first_us = first_us
         self._last_us = first_us
         self.max_gap_us = 0
         self.tokens = 0
+        self._next_index = next_index
+        self._pauses: list[inference_service_pb2.Pause] = []
 
     def queued(self, tokens: int, now_us: int) -> None:
         at = now_us - self._received_us
         if self._last_us is None:
             self.first_us = at
         else:
-            self.max_gap_us = max(self.max_gap_us, at - self._last_us)
+            self._paused(self._last_us, at - self._last_us)
         self._last_us = at
         self.tokens += tokens
+        self._next_index += tokens
+
+    def _paused(self, began_us: int, length_us: int) -> None:
+        self.max_gap_us = max(self.max_gap_us, length_us)
+        pauses = self._pauses
+        if len(pauses) == PAUSES_KEPT:
+            shortest = min(pauses, key=lambda pause: pause.length_us)
+            if length_us <= shortest.length_us:
+                return
+            pauses.remove(shortest)
+        pauses.append(inference_service_pb2.Pause(began_us=began_us, length_us=length_us, next_index=self._next_index))
+
+    def proto(self) -> inference_service_pb2.Measured:
+        return inference_service_pb2.Measured(
+            first_token_us=self.first_us or 0, last_token_us=self._last_us or 0, pauses=self._pauses
+        )
 
     @property
     def ttft_us(self) -> int:

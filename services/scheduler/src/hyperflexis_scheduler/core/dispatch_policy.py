@@ -32,6 +32,7 @@ class Choice(NamedTuple):
     slot: int
     reason: str
     numbers: Mapping[str, float]
+    """What this policy alone went by; `forecast` is told beside it whatever the policy."""
 
 
 class DispatchPolicy(Protocol):
@@ -54,6 +55,19 @@ def in_time(ask: Ask, loads: WorkerLoads, among: Slots) -> Slots:
     prefill_us = loads.of(QUEUED_US, among) + loads.prefill_us(ask.prefill_tokens, among)
     needed_us = prefill_us / loads.of(SHARE, among) + loads.of(C0, among)
     return among[ask.age_us + needed_us <= ask.ttft_us]
+
+
+def forecast(ask: Ask, loads: WorkerLoads, slot: int) -> dict[str, float]:
+    """What a request finds on a worker, and when its first token comes if it is served after what is queued there."""
+    queued_us, share = loads.get(slot, QUEUED_US), loads.get(slot, SHARE)
+    own_us = float(loads.prefill_us(ask.prefill_tokens, np.array([slot]))[0])
+    return {
+        "requests": loads.get(slot, REQUESTS),
+        "queued_prefill_us": queued_us,
+        "own_prefill_us": own_us,
+        "prefill_share": share,
+        "predicted_ttft_us": ask.age_us + (queued_us + own_us) / share,
+    }
 
 
 class RoundRobin:
@@ -112,16 +126,8 @@ class EarliestFirstToken:
         requests = loads.of(REQUESTS, among)
         # A request costs a millisecond beyond its tokens: it tells idle workers apart, and spreads the decodes.
         until_us = (queued_us + own_us) / share + 1_000.0 * requests
-        at = int(until_us.argmin())
-        numbers = {
-            "candidates": len(among),
-            "queued_prefill_us": float(queued_us[at]),
-            "own_prefill_us": float(own_us[at]),
-            "prefill_share": float(share[at]),
-            "requests": float(requests[at]),
-            "predicted_ttft_us": ask.age_us + float((queued_us[at] + own_us[at]) / share[at]),
-        }
-        return Choice(int(among[at]), "earliest_first_token", numbers)
+        slot = int(among[until_us.argmin()])
+        return Choice(slot, "earliest_first_token", {"candidates": len(among)})
 
     def hold_key(self, deadline_us: int) -> int:
         return deadline_us

@@ -105,8 +105,17 @@ class Grants:
             state.ran = True
             worker.revocable.pop(state.request_id, None)
 
-    def finish(self, state: RequestState, reason: str, now_us: int, output_tokens: int = 0) -> None:
-        self.end(state, Phase.FINISHED, "finish", reason, now_us, {"output_tokens": output_tokens})
+    def finish(
+        self,
+        state: RequestState,
+        reason: str,
+        now_us: int,
+        output_tokens: int = 0,
+        numbers: Mapping[str, float] | None = None,
+        at_us: int | None = None,
+    ) -> None:
+        numbers = {"output_tokens": output_tokens, **(numbers or {})}
+        self.end(state, Phase.FINISHED, "finish", reason, now_us, numbers, at_us)
         state.started = True
         if not state.known:
             return
@@ -123,11 +132,12 @@ class Grants:
         reason: str,
         now_us: int,
         numbers: Mapping[str, float] | None = None,
+        at_us: int | None = None,
     ) -> Note:
-        """Takes the request out of every index and moves it to an ended phase."""
+        """Takes the request out of every index and moves it to an ended phase. `at_us`: when it ended, if not now."""
         self.release(state)
         self._cell.book.move(state, phase, now_us)
-        return state.note(kind, reason, now_us, numbers)
+        return state.note(kind, reason, now_us if at_us is None else at_us, numbers)
 
     def release(self, state: RequestState) -> None:
         """Out of the hold queue, the settling ones and its worker's work; the phase stays to be moved."""

@@ -11,7 +11,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.promise import too_late
 from hyperflexis_scheduler.core.cell import Cell
-from hyperflexis_scheduler.core.dispatch_policy import Ask, in_time
+from hyperflexis_scheduler.core.dispatch_policy import Ask, forecast, in_time
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
 from hyperflexis_scheduler.core.loads import Slots
@@ -59,8 +59,12 @@ class Placement:
         if pool is None or not len(among):
             self._hold(state, now_us)
             return
-        choice = cell.policy.choose(_ask(state, now_us), cell.fleet.loads, among)
-        self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, choice.numbers, now_us)
+        ask = _ask(state, now_us)
+        choice = cell.policy.choose(ask, cell.fleet.loads, among)
+        numbers = {**choice.numbers, **forecast(ask, cell.fleet.loads, choice.slot)}
+        if state.committed:
+            numbers["committed_tokens"] = state.committed
+        self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, numbers, now_us)
 
     def drain_hold(self, now_us: int) -> None:
         """Places held requests of the models that have a place now, a bounded number of them. Those that only a worker

@@ -69,20 +69,25 @@ class Reports:
             state.avoid = worker.key
             grants.lose(state, _LOST[kind], now_us, numbers)
         elif kind in (_Kind.KIND_STARTED, _Kind.KIND_FIRST_TOKEN, _Kind.KIND_KV_READY):
-            self._happened(state, kind, now_us)
+            self._happened(state, kind, _when(worker, update, now_us))
             grants.progressed(state, started=True, ran=True)
         elif kind == _Kind.KIND_FINISHED:
-            grants.finish(state, "worker", now_us, update.output_tokens)
+            at_us = _when(worker, update, now_us)
+            grants.finish(state, "worker", now_us, update.output_tokens, numbers, at_us)
         elif kind == _Kind.KIND_NOT_REVOKED:
+            if state.revoking:
+                state.note("keep", "began", now_us)
             grants.revoke_answered(state)
             grants.progressed(state, started=True, ran=True)
         elif kind == _Kind.KIND_REVOKED:
-            self._returned(state, "revoked", "worker", numbers, now_us)
+            self._returned(state, "revoked", update, now_us)
         elif kind == _Kind.KIND_GAVE_UP:
-            self._returned(state, "gave_up", update.decision.reason or "worker", numbers, now_us)
+            self._returned(state, "gave_up", update, now_us)
+        elif kind == _Kind.KIND_PREEMPTED:
+            state.note("preempt", update.decision.reason or "worker", _when(worker, update, now_us), numbers)
 
     @staticmethod
-    def _happened(state: RequestState, kind: worker_session_pb2.RequestUpdate.Kind.ValueType, now_us: int) -> None:
+    def _happened(state: RequestState, kind: worker_session_pb2.RequestUpdate.Kind.ValueType, at_us: int) -> None:
         """For those who ask what came of a decision; told twice, it is noted once."""
         if kind == _Kind.KIND_FIRST_TOKEN:
             noted = "resumed" if state.base_index else "first_token"
@@ -91,20 +96,26 @@ class Reports:
         else:
             return
         if not any(note.kind == noted and note.attempt == state.attempt for note in state.notes):
-            state.note(noted, "worker", now_us)
+            state.note(noted, "worker", at_us)
 
-    def _returned(self, state: RequestState, kind: str, reason: str, numbers: dict[str, float], now_us: int) -> None:
+    def _returned(self, state: RequestState, kind: str, update: worker_session_pb2.RequestUpdate, now_us: int) -> None:
         """The attempt is gone and made no token, so that the scheduler may place the request again itself."""
         worker = state.worker
         assert worker is not None
+        numbers = dict(update.decision.numbers)
         if state.done or not state.known:
             # Adopted from a Snapshot and not yet submitted to this leader: the Submit brings what a Run needs.
             self._grants.lose(state, kind, now_us, numbers)
             return
-        state.note(kind, reason, now_us, numbers)
+        state.note(kind, update.decision.reason or "worker", _when(worker, update, now_us), numbers)
         if kind == "gave_up":
             state.avoid = worker.key
             self._grants.release(state)
             self._placement.gave_up(state, numbers, now_us)
         else:
             self._placement.place(state, now_us)
+
+
+def _when(worker: WorkerState, update: worker_session_pb2.RequestUpdate, now_us: int) -> int:
+    """When it happened: reports wait for each other, and take their time to come."""
+    return now_us - update.decision.age_us - worker.pulse.one_way_us

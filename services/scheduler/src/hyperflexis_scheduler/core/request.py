@@ -57,6 +57,8 @@ class Note:
     numbers: Mapping[str, float]
     worker_id: str
     attempt: Attempt
+    after_us: int | None = None
+    """Since the request was received; None where nobody has said when that was."""
 
     def proto(self, now_us: int) -> slo_pb2.Decision:
         return slo_pb2.Decision(
@@ -67,6 +69,7 @@ class Note:
             age_us=now_us - self.at_us,
             leader_epoch=self.attempt.leader_epoch,
             attempt_seq=self.attempt.seq,
+            after_us=self.after_us,
         )
 
 
@@ -162,8 +165,9 @@ class RequestState:
         slo.tpot_us = self.tpot_us
         return slo
 
-    def note(self, kind: str, reason: str, now_us: int, numbers: Mapping[str, float] | None = None) -> Note:
+    def note(self, kind: str, reason: str, at_us: int, numbers: Mapping[str, float] | None = None) -> Note:
         worker_id = self.worker.key.worker_id if self.worker is not None else ""
-        note = Note(kind, reason, now_us, numbers or {}, worker_id, self.attempt)
+        after_us = at_us - self.arrived_us if self.known else None
+        note = Note(kind, reason, at_us, numbers or {}, worker_id, self.attempt, after_us)
         self.notes.append(note)
         return note

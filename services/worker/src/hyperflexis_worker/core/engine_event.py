@@ -51,3 +51,5 @@ class EngineEvent:
     step_time: capability_pb2.StepTimeModel | None = None
     """As fitted so far, now and then."""
     given_up: list[tuple[str, Attempt, slo_pb2.Decision]] = field(default_factory=list)
+    preempted: list[tuple[str, Attempt, int]] = field(default_factory=list)
+    """With the tokens that are to be computed again."""

@@ -21,7 +21,8 @@ class Reporter:
         self.applied_seq = 0
         self.interval_us = 1_000_000
         self._report_seq = 0
-        self._updates: list[worker_session_pb2.RequestUpdate] = []
+        self._updates: list[tuple[worker_session_pb2.RequestUpdate, int | None]] = []
+        """With when it happened, where that is to be told."""
         self._sent_us = 0
         self._sent_load = b""
         self._sent_standing: Standing | None = None
@@ -41,16 +42,17 @@ class Reporter:
         kind: worker_session_pb2.RequestUpdate.Kind.ValueType,
         output_tokens: int = 0,
         decision: slo_pb2.Decision | None = None,
+        at_us: int | None = None,
     ) -> None:
-        self._updates.append(
-            worker_session_pb2.RequestUpdate(
-                request_id=request_id,
-                attempt=attempt.proto(),
-                kind=kind,
-                output_tokens=output_tokens,
-                decision=decision,
-            )
+        """`at_us`: when it happened, for those who ask later how a request went."""
+        update = worker_session_pb2.RequestUpdate(
+            request_id=request_id,
+            attempt=attempt.proto(),
+            kind=kind,
+            output_tokens=output_tokens,
+            decision=decision,
         )
+        self._updates.append((update, at_us))
 
     def ripe(self, standing: Standing, now_us: int) -> bool:
         """Is it worth asking `due`?"""
@@ -73,12 +75,15 @@ class Reporter:
     ) -> worker_session_pb2.Report:
         self._report_seq += 1
         updates, self._updates = self._updates, []
+        for update, at_us in updates:
+            if at_us is not None and now_us > at_us:
+                update.decision.age_us = now_us - at_us
         self._sent(load, standing, now_us)
         role, readiness = standing
         return worker_session_pb2.Report(
             report_seq=self._report_seq,
             applied_seq=self.applied_seq,
-            updates=updates,
+            updates=[update for update, _ in updates],
             load=load,
             readiness=readiness,
             role=role,

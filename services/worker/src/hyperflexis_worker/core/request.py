@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.engine_event import EndedAttempt, NewTokens
 from hyperflexis_worker.core.sampled import TokenLogprobs
+
+PREEMPTIONS_TOLD = 4
+"""Of one attempt: where the pool is short there may be many, and the end tells how many."""
 
 
 @dataclass(slots=True, eq=False)
@@ -37,6 +41,7 @@ class Request:
     queued_us: int = 0
     started_us: int = 0
     first_token_us: int = 0
+    preemptions: int = 0
     finished: token_feed_pb2.AttemptFinished | None = None
     finished_us: int = 0
 
@@ -103,6 +108,18 @@ class Request:
             queued_us=max(self.started_us - self.queued_us, 0),
             prefill_us=max(self.first_token_us - self.started_us, 0),
         )
+
+    def preempted(self, tokens: int) -> slo_pb2.Decision | None:
+        """Its blocks went to others, and so many tokens are to be computed again. What to tell of it, if anything."""
+        self.preemptions += 1
+        if self.preemptions > PREEMPTIONS_TOLD:
+            return None
+        return slo_pb2.Decision(kind="preempt", reason="kv_blocks", numbers={"recompute_tokens": tokens})
+
+    def end_told(self, cached_tokens: int) -> slo_pb2.Decision:
+        """What explains its times: `cached_tokens` of the prompt were there already."""
+        numbers = {"preemptions": self.preemptions, "cached_tokens": cached_tokens}
+        return slo_pb2.Decision(kind="finish", numbers={name: number for name, number in numbers.items() if number})
 
     def crc_at(self, count: int) -> int:
         return self.crc if count == self.count else packing.extend_crc(0, bytes(self.tokens[: 4 * count]))

@@ -153,7 +153,11 @@ class Requests:
             if (request := self._current(request_id, attempt)) is not None:
                 request.phase = worker_session_pb2.REQUEST_PHASE_PREFILL
                 request.started_us = now_us
-                self._reporter.update(request_id, attempt, Update.KIND_STARTED)
+                self._reporter.update(request_id, attempt, Update.KIND_STARTED, at_us=now_us)
+        for request_id, attempt, tokens in event.preempted:
+            request = self._current(request_id, attempt)
+            if request is not None and (told := request.preempted(tokens)) is not None:
+                self._reporter.update(request_id, attempt, Update.KIND_PREEMPTED, request.count, told, now_us)
         for new in event.tokens:
             if (request := self._current(new.request_id, new.attempt)) is not None:
                 self._take_tokens(request, new, now_us)
@@ -165,7 +169,7 @@ class Requests:
                 # Its router hears of it from the scheduler, which may place it elsewhere, refuse it or downgrade it.
                 # Told by us it would submit it again as failed, and be quicker than the report that says why.
                 self._drop(request, engine=False)
-                self._reporter.update(request_id, attempt, Update.KIND_GAVE_UP, request.count, decision)
+                self._reporter.update(request_id, attempt, Update.KIND_GAVE_UP, request.count, decision, now_us)
 
     def revoked(self, request_id: str, attempt: Attempt, dropped: bool, now_us: int) -> None:
         kind = Update.KIND_NOT_REVOKED
@@ -259,13 +263,15 @@ class Requests:
         if request.phase != worker_session_pb2.REQUEST_PHASE_DECODE:
             request.phase = worker_session_pb2.REQUEST_PHASE_DECODE
             request.first_token_us = now_us
-            self._reporter.update(request.request_id, request.attempt, Update.KIND_FIRST_TOKEN, request.count)
+            kind = Update.KIND_FIRST_TOKEN
+            self._reporter.update(request.request_id, request.attempt, kind, request.count, at_us=now_us)
         self._streams.tokens(request, new.start_index)
 
     def _finish(self, request: Request, ended: EndedAttempt, now_us: int) -> None:
         request.finish(ended, now_us)
         self._finished[request.request_id] = request
-        self._reporter.update(request.request_id, request.attempt, Update.KIND_FINISHED, request.count)
+        told = request.end_told(ended.cached_tokens)
+        self._reporter.update(request.request_id, request.attempt, Update.KIND_FINISHED, request.count, told, now_us)
         self._streams.finished(request)
 
     def _drop(

@@ -44,12 +44,14 @@ class Ended:
 
 @dataclass(slots=True)
 class StepResult:
-    """What a step changed: new tokens (one per sampling sequence), first chunks, ends."""
+    """What a step changed: new tokens (one per sampling sequence), first chunks, ends, blocks taken away."""
 
     tokens: list[tuple[Sequence, int, TokenLogprobs | None]] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)
     ended: list[Ended] = field(default_factory=list)
     given_up: list[tuple[Sequence, slo_pb2.Decision]] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
+    """Their blocks went to others: all their tokens are to be computed again."""
 
 
 class StepLoop:
@@ -120,7 +122,7 @@ class StepLoop:
 
     def commit(self, plan: StepPlan, sampled: Sampled) -> StepResult:
         """Takes what the executor made of the plan."""
-        result = StepResult(given_up=plan.given_up)
+        result = StepResult(given_up=plan.given_up, preempted=plan.preempted)
         tokens = iter(enumerate(sampled.tokens))
         for chunk in plan.chunks:
             sequence = chunk.sequence

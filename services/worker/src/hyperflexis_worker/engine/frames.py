@@ -134,6 +134,8 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
     started: list[tuple[str, int, int]] = []
     ended: list[EndedSequence] = []
     given_up: list[GivenUp] = []
+    preempted: list[tuple[str, int, int, int]] = []
+    """request_id, leader_epoch, seq, tokens to compute again."""
     duration_us: int = 0
     predicted_us: int = 0
     step_time: StepTime | None = None

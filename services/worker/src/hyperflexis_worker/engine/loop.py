@@ -178,6 +178,7 @@ class EngineLoop:
                     frames.GivenUp(s.request_id, *s.attempt, decision.SerializeToString())
                     for s, decision in result.given_up
                 ],
+                preempted=[(s.request_id, *s.attempt, s.num_tokens) for s in result.preempted],
                 duration_us=took_us,
                 predicted_us=int(predicted),
                 step_time=self._step_time(),
