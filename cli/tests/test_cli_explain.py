@@ -1,4 +1,4 @@
-"""What became of requests on a real stack, explained: refused, downgraded, moved by a second try."""
+"""What became of requests on a real stack, explained: refused, downgraded, best effort, moved by a second try."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from hyperflexis_cli.stack import LocalStack
 from hyperflexis_cli.timeline import timeline, verdict_lines
-from hyperflexis_client import AsyncClient, AsyncGeneration, RequestDetails, Sampling
+from hyperflexis_client import AsyncClient, AsyncGeneration, NoticeKind, RequestDetails, Sampling
 
 pytestmark = [
     pytest.mark.skipif(
@@ -26,6 +26,7 @@ DOCUMENT = {
         {"name": "chat", "ttft_ms": 1_500, "tpot_ms": 50, "on_violation": "refuse"},
         {"name": "now", "ttft_ms": 60, "tpot_ms": 50, "on_violation": "refuse"},
         {"name": "hasty", "ttft_ms": 60, "tpot_ms": 50, "on_violation": "downgrade:patient"},
+        {"name": "hopeful", "ttft_ms": 60, "tpot_ms": 50, "on_violation": "best_effort"},
         {"name": "patient", "ttft_ms": 60_000, "tpot_ms": 1_000},
     ],
     # Not by load: the busy worker must get what it cannot do.
@@ -56,7 +57,7 @@ def kinds(details: RequestDetails) -> list[str]:
     return [decision.kind for decision in details.decisions]
 
 
-async def test_refused_downgraded_and_moved_requests_are_explained(tmp_path: Path) -> None:
+async def test_refused_downgraded_best_effort_and_moved_requests_are_explained(tmp_path: Path) -> None:
     stack = LocalStack(DOCUMENT, tmp_path / "run", free_router_port=True, engine="modelled", workers=2)
     async with stack, AsyncClient(stack.routers) as client:
         await stack.wait_for_workers(timeout_s=40)
@@ -64,6 +65,7 @@ async def test_refused_downgraded_and_moved_requests_are_explained(tmp_path: Pat
         await asyncio.gather(*(generate(client, "patient", 20, 80) for _ in range(2)))
         await _refused(client)
         await _downgraded(client)
+        await _best_effort(client)
         await _moved(client)
 
 
@@ -86,6 +88,18 @@ async def _downgraded(client: AsyncClient) -> None:
     assert lines[3] == "downgraded to patient: its client was told"
     assert "under its new promise" in lines[4] and "— it came after" in lines[4]
     assert verdict_lines(details)[-1] == "  downgraded to patient on the way: never counted as attained"
+
+
+async def _best_effort(client: AsyncClient) -> None:
+    generation = await generate(client, "hopeful", LONG, 3)
+    notice = generation.notices[0]
+    assert (notice.kind, notice.slo) == (NoticeKind.BEST_EFFORT, None)
+    assert "the promise of hopeful cannot be kept: its first token was predicted after" in notice.message
+    details, lines = await explained(client, generation)
+    expected = ["place", "gave_up", "best_effort", "place", "begin", "first_token", "finish"]
+    assert kinds(details) == expected, lines
+    assert lines[3] == "its promise as hopeful is given up: its client was told"
+    assert "behind all that still have a promise" in lines[4] and "— it came after" in lines[4]
 
 
 async def _moved(client: AsyncClient) -> None:

@@ -143,6 +143,21 @@ def test_times_are_not_held_against_the_promise_that_it_fell_to() -> None:
     assert verdict_lines(details(promised=None, finished=finished(420_000)))[0] == "attained: promised as chat"
 
 
+def test_best_effort_says_which_promise_is_given_up() -> None:
+    lines = told(
+        details(
+            decision("place", 1_000, "round_robin"),
+            decision("gave_up", 52_000, "hopeless"),
+            decision("best_effort", 52_000, "chat"),
+            decision("place", 52_000, "best_effort", attempt="1.2"),
+        )
+    )
+    assert lines[-2:] == [
+        "its promise as chat is given up: its client was told",
+        "placed on w1 as attempt 1.2: behind all that still have a promise",
+    ]
+
+
 def test_an_attempt_that_goes_on_after_another_was_lost() -> None:
     """The first one's first token came to the client; the worker was gone before it could tell the scheduler."""
     lines = told(

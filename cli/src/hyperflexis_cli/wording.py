@@ -133,6 +133,7 @@ SAID: dict[str, Callable[[Decision], str]] = {
     "begin": lambda decision: f"its first chunk has run on {_worker(decision)}",
     "first_token": lambda decision: f"{_worker(decision)} made its first token",
     "resumed": lambda decision: f"goes on with the next token on {_worker(decision)}",
+    "best_effort": lambda decision: f"its promise as {decision.reason} is given up: its client was told",
     "downgrade": lambda decision: f"downgraded to {decision.reason}: its client was told",
     "refuse": lambda decision: f"refused: {_why(REFUSED, decision)}",
     "revoke": lambda decision: f"asked back from {_worker(decision)}: {_why(REVOKED, decision)}",

@@ -23,10 +23,14 @@ from router_core_rig import (
     to_feed,
 )
 
-from hyperflexis.common.v1 import sampling_pb2
+from hyperflexis.common.v1 import sampling_pb2, slo_pb2
+from hyperflexis.router.v1.inference_service_pb2 import Notice
 from hyperflexis.scheduler.v1 import router_session_pb2 as session_pb2
-from hyperflexis_router.core.effects import DropScheduler, ToScheduler
+from hyperflexis_router.core.effects import DropScheduler, Noticed, ToScheduler
 from hyperflexis_router.core.router import RouterCore
+
+CHAT = new_request().slo
+GAVE_UP = slo_pb2.Decision(numbers={"predicted_ttft_us": 2_000_000})
 
 
 def test_an_unanswered_submit_is_repeated_each_second_as_resume(core: RouterCore) -> None:
@@ -84,6 +88,34 @@ def test_refusals_end_once_and_say_why(core: RouterCore) -> None:
         9,
     )
     assert core.scheduler_message(down(refused=refused), 0) == []
+
+
+def test_a_downgrade_says_what_could_not_be_kept_and_what_holds_now(core: RouterCore) -> None:
+    core.submit(new_request(), 0)
+    patient = slo_pb2.Slo(tier="patient", ttft_us=9_000_000)
+    told = session_pb2.Downgraded(request_id="r", slo=patient, decision=GAVE_UP)
+    [noticed] = core.scheduler_message(down(downgraded=told), 0)
+    assert isinstance(noticed, Noticed)
+    assert noticed.notice == Notice(
+        kind=Notice.KIND_DOWNGRADED,
+        message="served as tier patient: the promise of chat cannot be kept: its first token was predicted after "
+        "2,000 ms, promised are 500",
+        slo=patient,
+        predicted_ttft_us=2_000_000,
+    )
+
+
+def test_best_effort_says_what_could_not_be_kept(core: RouterCore) -> None:
+    core.submit(new_request(), 0)
+    told = session_pb2.BestEffort(request_id="r", slo=CHAT, decision=GAVE_UP)
+    [noticed] = core.scheduler_message(down(best_effort=told), 0)
+    assert isinstance(noticed, Noticed)
+    assert noticed.notice == Notice(
+        kind=Notice.KIND_BEST_EFFORT,
+        message="served after all that still have a promise: the promise of chat cannot be kept: its first token was "
+        "predicted after 2,000 ms, promised are 500",
+        predicted_ttft_us=2_000_000,
+    )
 
 
 def test_too_many_attempts_are_an_error(core: RouterCore) -> None:

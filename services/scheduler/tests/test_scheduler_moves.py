@@ -100,8 +100,18 @@ class TestGivingUp:
     def test_best_effort_goes_on_behind_everything_that_still_has_a_promise(self, stage):
         router = self.give_up(stage, stage.slo(), workers=1)
         assert router.last("placed").decision.reason == "best_effort"
+        [told] = router.all("best_effort")
+        assert told.slo == stage.slo() and told.decision.numbers["predicted_ttft_us"] == 5_000_000
+        assert stage.kinds("q")[-2:] == [("best_effort", "chat"), ("place", "best_effort")]
         slo = self.holder(stage, router).last("run").slo
         assert (slo.ttft_us, slo.tpot_us) == (3_600_000_000, 1_000_000)
+
+    def test_best_effort_is_told_once(self, stage):
+        router = self.give_up(stage, stage.slo(), workers=1)
+        worker = self.holder(stage, router)
+        worker.update("gave_up", worker.last("run"))
+        assert len(router.all("best_effort")) == 1
+        assert router.last("placed").decision.reason == "best_effort"
 
     def test_best_effort_tightens_no_promise(self, stage):
         slo = stage.slo()

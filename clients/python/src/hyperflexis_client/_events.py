@@ -134,7 +134,7 @@ class Notice:
     message: str
     slo: Slo | None
     predicted_ttft_us: int = 0
-    """Of a downgrade: the first token predicted under the promise given up; 0 = not known."""
+    """DOWNGRADED, BEST_EFFORT: the first token predicted under the promise given up; 0 = not known."""
 
     @classmethod
     def of(cls, message: wire.Notice) -> Notice:

@@ -454,7 +454,7 @@ class Notice(_message.Message):
         KIND_QUEUED: Notice._Kind.ValueType  # 1
         KIND_DOWNGRADED: Notice._Kind.ValueType  # 2
         KIND_BEST_EFFORT: Notice._Kind.ValueType  # 3
-        """Runs on, with its promise already broken."""
+        """Runs on behind everything that has a promise: its own cannot be kept."""
         KIND_REPLACED: Notice._Kind.ValueType  # 4
         """Moved or recomputed elsewhere after a fault; no token is lost or repeated."""
         KIND_NOT_DURABLE: Notice._Kind.ValueType  # 5
@@ -464,7 +464,7 @@ class Notice(_message.Message):
     KIND_QUEUED: Notice.Kind.ValueType  # 1
     KIND_DOWNGRADED: Notice.Kind.ValueType  # 2
     KIND_BEST_EFFORT: Notice.Kind.ValueType  # 3
-    """Runs on, with its promise already broken."""
+    """Runs on behind everything that has a promise: its own cannot be kept."""
     KIND_REPLACED: Notice.Kind.ValueType  # 4
     """Moved or recomputed elsewhere after a fault; no token is lost or repeated."""
     KIND_NOT_DURABLE: Notice.Kind.ValueType  # 5
@@ -476,7 +476,7 @@ class Notice(_message.Message):
     kind: Global___Notice.Kind.ValueType
     message: _builtins.str
     predicted_ttft_us: _builtins.int
-    """DOWNGRADED: the first token that was predicted under the promise given up. 0 = not known."""
+    """DOWNGRADED, BEST_EFFORT: the first token that was predicted under the promise given up. 0 = not known."""
     @_builtins.property
     def slo(self) -> _slo_pb2.Slo: ...
     def __init__(

@@ -27,47 +27,49 @@ from hyperflexis.common.v1 import identity_pb2 as hyperflexis_dot_common_dot_v1_
 from hyperflexis.common.v1 import slo_pb2 as hyperflexis_dot_common_dot_v1_dot_slo__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-hyperflexis/scheduler/v1/router_session.proto\x12\x18hyperflexis.scheduler.v1\x1a&hyperflexis/common/v1/capability.proto\x1a$hyperflexis/common/v1/identity.proto\x1a\x1fhyperflexis/common/v1/slo.proto\"\xb7\x02\n\x14RouterSessionRequest\x12\x36\n\x05hello\x18\x01 \x01(\x0b\x32%.hyperflexis.scheduler.v1.RouterHelloH\x00\x12\x32\n\x06submit\x18\x02 \x01(\x0b\x32 .hyperflexis.scheduler.v1.SubmitH\x00\x12@\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32..hyperflexis.scheduler.v1.CancelRequestCommandH\x00\x12\x36\n\x04\x64one\x18\x04 \x01(\x0b\x32&.hyperflexis.scheduler.v1.RequestsDoneH\x00\x12.\n\x04pong\x18\x05 \x01(\x0b\x32\x1e.hyperflexis.scheduler.v1.PongH\x00\x42\t\n\x07message\"\x9b\x04\n\x15RouterSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12:\n\x07welcome\x18\x02 \x01(\x0b\x32\'.hyperflexis.scheduler.v1.RouterWelcomeH\x00\x12\x39\n\nnot_leader\x18\x03 \x01(\x0b\x32#.hyperflexis.scheduler.v1.NotLeaderH\x00\x12\x32\n\x06placed\x18\x04 \x01(\x0b\x32 .hyperflexis.scheduler.v1.PlacedH\x00\x12\x32\n\x06queued\x18\x05 \x01(\x0b\x32 .hyperflexis.scheduler.v1.QueuedH\x00\x12\x34\n\x07refused\x18\x06 \x01(\x0b\x32!.hyperflexis.scheduler.v1.RefusedH\x00\x12:\n\ndowngraded\x18\x07 \x01(\x0b\x32$.hyperflexis.scheduler.v1.DowngradedH\x00\x12.\n\x04lost\x18\x08 \x01(\x0b\x32\x1e.hyperflexis.scheduler.v1.LostH\x00\x12\x37\n\x07workers\x18\t \x01(\x0b\x32$.hyperflexis.scheduler.v1.WorkerListH\x00\x12.\n\x04ping\x18\n \x01(\x0b\x32\x1e.hyperflexis.scheduler.v1.PingH\x00\x42\t\n\x07message\"\x96\x01\n\x0bRouterHello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x33\n\rhighest_fence\x18\x05 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\"h\n\rRouterWelcome\x12+\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\"P\n\tNotLeader\x12\x16\n\x0eleader_address\x18\x01 \x01(\t\x12+\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\"\xdf\x02\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x15\n\rprefix_hashes\x18\x06 \x01(\x0c\x12\'\n\x03slo\x18\x07 \x01(\x0b\x32\x1a.hyperflexis.common.v1.Slo\x12\x0e\n\x06\x61ge_us\x18\x08 \x01(\x03\x12\x17\n\x0f\x64\x65tach_grace_us\x18\t \x01(\x03\x12\x0e\n\x06resume\x18\n \x01(\x08\x12\x18\n\x10\x63ommitted_tokens\x18\x0b \x01(\r\x12\x34\n\x0clast_attempt\x18\x0c \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x1b\n\x13last_attempt_failed\x18\r \x01(\x08\x12\x11\n\towner_gen\x18\x0e \x01(\x04\"=\n\x14\x43\x61ncelRequestCommand\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\towner_gen\x18\x02 \x01(\x04\"7\n\x0cRequestsDone\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x12\n\nowner_gens\x18\x02 \x03(\x04\"\xf4\x01\n\x06Placed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x35\n\x06worker\x18\x03 \x01(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\x12\x12\n\nbase_index\x18\x04 \x01(\r\x12\x0f\n\x07started\x18\x05 \x01(\x08\x12\x31\n\x08\x64\x65\x63ision\x18\x06 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\x12\x16\n\x0eworker_address\x18\x07 \x01(\t\"O\n\x06Queued\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"\xcd\x01\n\x07Refused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x06reason\x18\x02 \x01(\x0e\x32\'.hyperflexis.scheduler.v1.RefusalReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_us\x18\x04 \x01(\x03\x12\x19\n\x11predicted_ttft_us\x18\x05 \x01(\x03\x12\x31\n\x08\x64\x65\x63ision\x18\x06 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"|\n\nDowngraded\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x03slo\x18\x02 \x01(\x0b\x32\x1a.hyperflexis.common.v1.Slo\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"~\n\x04Lost\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"\x8a\x01\n\nWorkerList\x12\x0c\n\x04\x66ull\x18\x01 \x01(\x08\x12\x36\n\x07workers\x18\x02 \x03(\x0b\x32%.hyperflexis.scheduler.v1.WorkerEntry\x12\x36\n\x07removed\x18\x03 \x03(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\"\xfc\x01\n\x0bWorkerEntry\x12\x37\n\x08identity\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12)\n\x04role\x18\x04 \x01(\x0e\x32\x1b.hyperflexis.common.v1.Role\x12\x33\n\treadiness\x18\x05 \x01(\x0e\x32 .hyperflexis.common.v1.Readiness\x12\x19\n\x11hash_block_tokens\x18\x06 \x01(\r\x12\x19\n\x11sampling_features\x18\x07 \x03(\t\",\n\x04Ping\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10one_way_delay_us\x18\x02 \x01(\x03\"G\n\x04Pong\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x33\n\rhighest_fence\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence*\x8a\x02\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19REFUSAL_REASON_QUEUE_FULL\x10\x01\x12\x1c\n\x18REFUSAL_REASON_NO_WORKER\x10\x02\x12\x1d\n\x19REFUSAL_REASON_UNSERVABLE\x10\x03\x12\x16\n\x12REFUSAL_REASON_SLO\x10\x04\x12%\n!REFUSAL_REASON_ATTEMPTS_EXHAUSTED\x10\x05\x12 \n\x1cREFUSAL_REASON_DEADLINE_PAST\x10\x06\x12\x1c\n\x18REFUSAL_REASON_CANCELLED\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-hyperflexis/scheduler/v1/router_session.proto\x12\x18hyperflexis.scheduler.v1\x1a&hyperflexis/common/v1/capability.proto\x1a$hyperflexis/common/v1/identity.proto\x1a\x1fhyperflexis/common/v1/slo.proto\"\xb7\x02\n\x14RouterSessionRequest\x12\x36\n\x05hello\x18\x01 \x01(\x0b\x32%.hyperflexis.scheduler.v1.RouterHelloH\x00\x12\x32\n\x06submit\x18\x02 \x01(\x0b\x32 .hyperflexis.scheduler.v1.SubmitH\x00\x12@\n\x06\x63\x61ncel\x18\x03 \x01(\x0b\x32..hyperflexis.scheduler.v1.CancelRequestCommandH\x00\x12\x36\n\x04\x64one\x18\x04 \x01(\x0b\x32&.hyperflexis.scheduler.v1.RequestsDoneH\x00\x12.\n\x04pong\x18\x05 \x01(\x0b\x32\x1e.hyperflexis.scheduler.v1.PongH\x00\x42\t\n\x07message\"\xd8\x04\n\x15RouterSessionResponse\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12:\n\x07welcome\x18\x02 \x01(\x0b\x32\'.hyperflexis.scheduler.v1.RouterWelcomeH\x00\x12\x39\n\nnot_leader\x18\x03 \x01(\x0b\x32#.hyperflexis.scheduler.v1.NotLeaderH\x00\x12\x32\n\x06placed\x18\x04 \x01(\x0b\x32 .hyperflexis.scheduler.v1.PlacedH\x00\x12\x32\n\x06queued\x18\x05 \x01(\x0b\x32 .hyperflexis.scheduler.v1.QueuedH\x00\x12\x34\n\x07refused\x18\x06 \x01(\x0b\x32!.hyperflexis.scheduler.v1.RefusedH\x00\x12:\n\ndowngraded\x18\x07 \x01(\x0b\x32$.hyperflexis.scheduler.v1.DowngradedH\x00\x12.\n\x04lost\x18\x08 \x01(\x0b\x32\x1e.hyperflexis.scheduler.v1.LostH\x00\x12\x37\n\x07workers\x18\t \x01(\x0b\x32$.hyperflexis.scheduler.v1.WorkerListH\x00\x12.\n\x04ping\x18\n \x01(\x0b\x32\x1e.hyperflexis.scheduler.v1.PingH\x00\x12;\n\x0b\x62\x65st_effort\x18\x0b \x01(\x0b\x32$.hyperflexis.scheduler.v1.BestEffortH\x00\x42\t\n\x07message\"\x96\x01\n\x0bRouterHello\x12\x11\n\trouter_id\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x18\n\x10protocol_version\x18\x03 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x04 \x03(\t\x12\x33\n\rhighest_fence\x18\x05 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\"h\n\rRouterWelcome\x12+\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65\x61tures\x18\x03 \x03(\t\"P\n\tNotLeader\x12\x16\n\x0eleader_address\x18\x01 \x01(\t\x12+\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\"\xdf\x02\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x15\n\rprompt_tokens\x18\x04 \x01(\r\x12\x12\n\nmax_tokens\x18\x05 \x01(\r\x12\x15\n\rprefix_hashes\x18\x06 \x01(\x0c\x12\'\n\x03slo\x18\x07 \x01(\x0b\x32\x1a.hyperflexis.common.v1.Slo\x12\x0e\n\x06\x61ge_us\x18\x08 \x01(\x03\x12\x17\n\x0f\x64\x65tach_grace_us\x18\t \x01(\x03\x12\x0e\n\x06resume\x18\n \x01(\x08\x12\x18\n\x10\x63ommitted_tokens\x18\x0b \x01(\r\x12\x34\n\x0clast_attempt\x18\x0c \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x1b\n\x13last_attempt_failed\x18\r \x01(\x08\x12\x11\n\towner_gen\x18\x0e \x01(\x04\"=\n\x14\x43\x61ncelRequestCommand\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x11\n\towner_gen\x18\x02 \x01(\x04\"7\n\x0cRequestsDone\x12\x13\n\x0brequest_ids\x18\x01 \x03(\t\x12\x12\n\nowner_gens\x18\x02 \x03(\x04\"\xf4\x01\n\x06Placed\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x35\n\x06worker\x18\x03 \x01(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\x12\x12\n\nbase_index\x18\x04 \x01(\r\x12\x0f\n\x07started\x18\x05 \x01(\x08\x12\x31\n\x08\x64\x65\x63ision\x18\x06 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\x12\x16\n\x0eworker_address\x18\x07 \x01(\t\"O\n\x06Queued\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x31\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"\xcd\x01\n\x07Refused\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x37\n\x06reason\x18\x02 \x01(\x0e\x32\'.hyperflexis.scheduler.v1.RefusalReason\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x16\n\x0eretry_after_us\x18\x04 \x01(\x03\x12\x19\n\x11predicted_ttft_us\x18\x05 \x01(\x03\x12\x31\n\x08\x64\x65\x63ision\x18\x06 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"|\n\nDowngraded\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x03slo\x18\x02 \x01(\x0b\x32\x1a.hyperflexis.common.v1.Slo\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"|\n\nBestEffort\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x03slo\x18\x02 \x01(\x0b\x32\x1a.hyperflexis.common.v1.Slo\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"~\n\x04Lost\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x31\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x1f.hyperflexis.common.v1.Decision\"\x8a\x01\n\nWorkerList\x12\x0c\n\x04\x66ull\x18\x01 \x01(\x08\x12\x36\n\x07workers\x18\x02 \x03(\x0b\x32%.hyperflexis.scheduler.v1.WorkerEntry\x12\x36\n\x07removed\x18\x03 \x03(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\"\xfc\x01\n\x0bWorkerEntry\x12\x37\n\x08identity\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12)\n\x04role\x18\x04 \x01(\x0e\x32\x1b.hyperflexis.common.v1.Role\x12\x33\n\treadiness\x18\x05 \x01(\x0e\x32 .hyperflexis.common.v1.Readiness\x12\x19\n\x11hash_block_tokens\x18\x06 \x01(\r\x12\x19\n\x11sampling_features\x18\x07 \x03(\t\",\n\x04Ping\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x18\n\x10one_way_delay_us\x18\x02 \x01(\x03\"G\n\x04Pong\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x33\n\rhighest_fence\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence*\x8a\x02\n\rRefusalReason\x12\x1e\n\x1aREFUSAL_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19REFUSAL_REASON_QUEUE_FULL\x10\x01\x12\x1c\n\x18REFUSAL_REASON_NO_WORKER\x10\x02\x12\x1d\n\x19REFUSAL_REASON_UNSERVABLE\x10\x03\x12\x16\n\x12REFUSAL_REASON_SLO\x10\x04\x12%\n!REFUSAL_REASON_ATTEMPTS_EXHAUSTED\x10\x05\x12 \n\x1cREFUSAL_REASON_DEADLINE_PAST\x10\x06\x12\x1c\n\x18REFUSAL_REASON_CANCELLED\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperflexis.scheduler.v1.router_session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REFUSALREASON']._serialized_start=3163
-  _globals['_REFUSALREASON']._serialized_end=3429
+  _globals['_REFUSALREASON']._serialized_start=3350
+  _globals['_REFUSALREASON']._serialized_end=3616
   _globals['_ROUTERSESSIONREQUEST']._serialized_start=187
   _globals['_ROUTERSESSIONREQUEST']._serialized_end=498
   _globals['_ROUTERSESSIONRESPONSE']._serialized_start=501
-  _globals['_ROUTERSESSIONRESPONSE']._serialized_end=1040
-  _globals['_ROUTERHELLO']._serialized_start=1043
-  _globals['_ROUTERHELLO']._serialized_end=1193
-  _globals['_ROUTERWELCOME']._serialized_start=1195
-  _globals['_ROUTERWELCOME']._serialized_end=1299
-  _globals['_NOTLEADER']._serialized_start=1301
-  _globals['_NOTLEADER']._serialized_end=1381
-  _globals['_SUBMIT']._serialized_start=1384
-  _globals['_SUBMIT']._serialized_end=1735
-  _globals['_CANCELREQUESTCOMMAND']._serialized_start=1737
-  _globals['_CANCELREQUESTCOMMAND']._serialized_end=1798
-  _globals['_REQUESTSDONE']._serialized_start=1800
-  _globals['_REQUESTSDONE']._serialized_end=1855
-  _globals['_PLACED']._serialized_start=1858
-  _globals['_PLACED']._serialized_end=2102
-  _globals['_QUEUED']._serialized_start=2104
-  _globals['_QUEUED']._serialized_end=2183
-  _globals['_REFUSED']._serialized_start=2186
-  _globals['_REFUSED']._serialized_end=2391
-  _globals['_DOWNGRADED']._serialized_start=2393
-  _globals['_DOWNGRADED']._serialized_end=2517
-  _globals['_LOST']._serialized_start=2519
-  _globals['_LOST']._serialized_end=2645
-  _globals['_WORKERLIST']._serialized_start=2648
-  _globals['_WORKERLIST']._serialized_end=2786
-  _globals['_WORKERENTRY']._serialized_start=2789
-  _globals['_WORKERENTRY']._serialized_end=3041
-  _globals['_PING']._serialized_start=3043
-  _globals['_PING']._serialized_end=3087
-  _globals['_PONG']._serialized_start=3089
-  _globals['_PONG']._serialized_end=3160
+  _globals['_ROUTERSESSIONRESPONSE']._serialized_end=1101
+  _globals['_ROUTERHELLO']._serialized_start=1104
+  _globals['_ROUTERHELLO']._serialized_end=1254
+  _globals['_ROUTERWELCOME']._serialized_start=1256
+  _globals['_ROUTERWELCOME']._serialized_end=1360
+  _globals['_NOTLEADER']._serialized_start=1362
+  _globals['_NOTLEADER']._serialized_end=1442
+  _globals['_SUBMIT']._serialized_start=1445
+  _globals['_SUBMIT']._serialized_end=1796
+  _globals['_CANCELREQUESTCOMMAND']._serialized_start=1798
+  _globals['_CANCELREQUESTCOMMAND']._serialized_end=1859
+  _globals['_REQUESTSDONE']._serialized_start=1861
+  _globals['_REQUESTSDONE']._serialized_end=1916
+  _globals['_PLACED']._serialized_start=1919
+  _globals['_PLACED']._serialized_end=2163
+  _globals['_QUEUED']._serialized_start=2165
+  _globals['_QUEUED']._serialized_end=2244
+  _globals['_REFUSED']._serialized_start=2247
+  _globals['_REFUSED']._serialized_end=2452
+  _globals['_DOWNGRADED']._serialized_start=2454
+  _globals['_DOWNGRADED']._serialized_end=2578
+  _globals['_BESTEFFORT']._serialized_start=2580
+  _globals['_BESTEFFORT']._serialized_end=2704
+  _globals['_LOST']._serialized_start=2706
+  _globals['_LOST']._serialized_end=2832
+  _globals['_WORKERLIST']._serialized_start=2835
+  _globals['_WORKERLIST']._serialized_end=2973
+  _globals['_WORKERENTRY']._serialized_start=2976
+  _globals['_WORKERENTRY']._serialized_end=3228
+  _globals['_PING']._serialized_start=3230
+  _globals['_PING']._serialized_end=3274
+  _globals['_PONG']._serialized_start=3276
+  _globals['_PONG']._serialized_end=3347
 # @@protoc_insertion_point(module_scope)

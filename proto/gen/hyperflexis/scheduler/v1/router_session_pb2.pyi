@@ -117,6 +117,7 @@ class RouterSessionResponse(_message.Message):
     LOST_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     PING_FIELD_NUMBER: _builtins.int
+    BEST_EFFORT_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """Epoch of the leader that sent this. A receiver that has seen a higher one drops the message and the
     session.
@@ -139,6 +140,8 @@ class RouterSessionResponse(_message.Message):
     def workers(self) -> Global___WorkerList: ...
     @_builtins.property
     def ping(self) -> Global___Ping: ...
+    @_builtins.property
+    def best_effort(self) -> Global___BestEffort: ...
     def __init__(
         self,
         *,
@@ -152,12 +155,13 @@ class RouterSessionResponse(_message.Message):
         lost: Global___Lost | None = ...,
         workers: Global___WorkerList | None = ...,
         ping: Global___Ping | None = ...,
+        best_effort: Global___BestEffort | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["downgraded", b"downgraded", "lost", b"lost", "message", b"message", "not_leader", b"not_leader", "ping", b"ping", "placed", b"placed", "queued", b"queued", "refused", b"refused", "welcome", b"welcome", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["best_effort", b"best_effort", "downgraded", b"downgraded", "lost", b"lost", "message", b"message", "not_leader", b"not_leader", "ping", b"ping", "placed", b"placed", "queued", b"queued", "refused", b"refused", "welcome", b"welcome", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["downgraded", b"downgraded", "epoch", b"epoch", "lost", b"lost", "message", b"message", "not_leader", b"not_leader", "ping", b"ping", "placed", b"placed", "queued", b"queued", "refused", b"refused", "welcome", b"welcome", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["best_effort", b"best_effort", "downgraded", b"downgraded", "epoch", b"epoch", "lost", b"lost", "message", b"message", "not_leader", b"not_leader", "ping", b"ping", "placed", b"placed", "queued", b"queued", "refused", b"refused", "welcome", b"welcome", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "not_leader", "placed", "queued", "refused", "downgraded", "lost", "workers", "ping"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "not_leader", "placed", "queued", "refused", "downgraded", "lost", "workers", "ping", "best_effort"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -507,6 +511,37 @@ class Downgraded(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Downgraded: _TypeAlias = Downgraded  # noqa: Y015
+
+@_typing.final
+class BestEffort(_message.Message):
+    """Its promise cannot be kept and its tier has nothing to fall to: it runs on behind everything that has one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    SLO_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    @_builtins.property
+    def slo(self) -> _slo_pb2.Slo:
+        """The promise given up."""
+
+    @_builtins.property
+    def decision(self) -> _slo_pb2.Decision: ...
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        slo: _slo_pb2.Slo | None = ...,
+        decision: _slo_pb2.Decision | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "slo", b"slo"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "request_id", b"request_id", "slo", b"slo"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BestEffort: _TypeAlias = BestEffort  # noqa: Y015
 
 @_typing.final
 class Lost(_message.Message):

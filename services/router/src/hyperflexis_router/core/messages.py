@@ -53,11 +53,20 @@ def subscribe(request_id: str, attempt: Attempt, next_index: int) -> token_feed_
 
 
 def downgraded(promised: slo_pb2.Slo, message: router_session_pb2.Downgraded) -> inference_service_pb2.Notice:
-    predicted_us = int(message.decision.numbers.get("predicted_ttft_us", 0.0))
-    missed = f"the promise of {promised.tier} cannot be kept{too_late(predicted_us, promised)}"
-    return inference_service_pb2.Notice(
-        kind=inference_service_pb2.Notice.KIND_DOWNGRADED,
-        message=f"served as tier {message.slo.tier}: {missed}",
-        slo=message.slo,
-        predicted_ttft_us=predicted_us,
-    )
+    now = f"served as tier {message.slo.tier}"
+    notice = _given_up(inference_service_pb2.Notice.KIND_DOWNGRADED, now, promised, message.decision)
+    notice.slo.CopyFrom(message.slo)
+    return notice
+
+
+def best_effort(message: router_session_pb2.BestEffort) -> inference_service_pb2.Notice:
+    now = "served after all that still have a promise"
+    return _given_up(inference_service_pb2.Notice.KIND_BEST_EFFORT, now, message.slo, message.decision)
+
+
+def _given_up(
+    kind: inference_service_pb2.Notice.Kind.ValueType, now: str, promised: slo_pb2.Slo, decision: slo_pb2.Decision
+) -> inference_service_pb2.Notice:
+    predicted_us = int(decision.numbers.get("predicted_ttft_us", 0.0))
+    message = f"{now}: the promise of {promised.tier} cannot be kept{too_late(predicted_us, promised)}"
+    return inference_service_pb2.Notice(kind=kind, message=message, predicted_ttft_us=predicted_us)

@@ -112,6 +112,9 @@ class Request:
     def downgraded(self, message: router_session_pb2.Downgraded, out: list[Effect]) -> None:
         out.append(Noticed(self.request_id, messages.downgraded(self.new.slo, message)))
 
+    def best_effort(self, message: router_session_pb2.BestEffort, out: list[Effect]) -> None:
+        out.append(Noticed(self.request_id, messages.best_effort(message)))
+
     def refused(self, message: router_session_pb2.Refused, out: list[Effect]) -> None:
         self._end(endings.refused(message, self.output.next_index, self.attempts), out)
 

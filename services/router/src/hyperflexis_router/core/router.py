@@ -140,7 +140,7 @@ class RouterCore:
             self._session.pong(message.ping, out)
         elif kind == "workers":
             self._list_workers(message.workers, now_us, out)
-        elif kind in ("placed", "queued", "refused", "downgraded", "lost"):
+        elif kind in ("placed", "queued", "refused", "downgraded", "best_effort", "lost"):
             request = self._requests.get(getattr(message, kind).request_id)
             if request is not None:
                 self._about_request(kind, message, request, now_us, out)
@@ -223,6 +223,8 @@ class RouterCore:
             request.queued(now_us, out)
         elif kind == "downgraded":
             request.downgraded(message.downgraded, out)
+        elif kind == "best_effort":
+            request.best_effort(message.best_effort, out)
         elif kind == "lost":
             request.lost(Attempt.of(message.lost.attempt), now_us, out)
         else:

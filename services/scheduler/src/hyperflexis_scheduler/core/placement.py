@@ -143,8 +143,16 @@ class Placement:
             self._cell.to_router(state.router, downgraded=downgraded)
             self.place(state, now_us, reason="downgraded")
         else:
-            state.best_effort = True
+            self._give_up_promise(state, numbers, now_us)
             self.place(state, now_us, reason="best_effort")
+
+    def _give_up_promise(self, state: RequestState, numbers: Mapping[str, float], now_us: int) -> None:
+        if state.best_effort:
+            return  # its client knows
+        state.best_effort = True
+        note = state.note("best_effort", state.slo.tier, now_us, numbers)
+        told = router_session_pb2.BestEffort(request_id=state.request_id, slo=state.slo, decision=note.proto(now_us))
+        self._cell.to_router(state.router, best_effort=told)
 
     def send_queued(self, state: RequestState, now_us: int) -> None:
         decision = state.notes[-1].proto(now_us)
