@@ -24,29 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hyperflexis/common/v1/capability.proto\x12\x15hyperflexis.common.v1\"\x89\x03\n\x12\x45ngineCapabilities\x12\x14\n\x0cstep_planned\x18\x01 \x01(\x08\x12\x16\n\x0emax_num_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x03 \x01(\r\x12\x36\n\tkv_ticket\x18\x04 \x01(\x0e\x32#.hyperflexis.common.v1.KvTicketKind\x12\x33\n\x07migrate\x18\x05 \x01(\x0e\x32\".hyperflexis.common.v1.MigrateKind\x12+\n\x03rng\x18\x06 \x01(\x0e\x32\x1e.hyperflexis.common.v1.RngKind\x12\x33\n\x07weights\x18\x07 \x01(\x0e\x32\".hyperflexis.common.v1.WeightsKind\x12\x19\n\x11hash_block_tokens\x18\x08 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x19\n\x11sampling_features\x18\x0b \x03(\t\"\x81\x01\n\x0bKvPoolStats\x12\x14\n\x0ctotal_blocks\x18\x01 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x02 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x1a\n\x12quarantined_blocks\x18\x05 \x01(\r\"\x9f\x01\n\rStepTimeModel\x12\r\n\x05\x63\x30_us\x18\x01 \x01(\x01\x12\r\n\x05\x63\x31_us\x18\x02 \x01(\x01\x12\r\n\x05\x63\x32_us\x18\x03 \x01(\x01\x12\r\n\x05\x63\x33_us\x18\x04 \x01(\x01\x12\r\n\x05\x63\x34_us\x18\x05 \x01(\x01\x12\r\n\x05\x63\x35_us\x18\x06 \x01(\x01\x12\x0f\n\x07host_us\x18\x07 \x01(\x01\x12\x12\n\nmean_error\x18\x08 \x01(\x01\x12\x0f\n\x07samples\x18\t \x01(\x04*O\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_MIXED\x10\x01\x12\x10\n\x0cROLE_PREFILL\x10\x02\x12\x0f\n\x0bROLE_DECODE\x10\x03*~\n\tReadiness\x12\x19\n\x15READINESS_UNSPECIFIED\x10\x00\x12\x12\n\x0eREADINESS_WARM\x10\x01\x12\x15\n\x11READINESS_LOADING\x10\x02\x12\x13\n\x0fREADINESS_READY\x10\x03\x12\x16\n\x12READINESS_DRAINING\x10\x04*}\n\x0cKvTicketKind\x12\x1e\n\x1aKV_TICKET_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13KV_TICKET_KIND_NONE\x10\x01\x12\x19\n\x15KV_TICKET_KIND_BLOCKS\x10\x02\x12\x19\n\x15KV_TICKET_KIND_OPAQUE\x10\x03*z\n\x0bMigrateKind\x12\x1c\n\x18MIGRATE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11MIGRATE_KIND_LIVE\x10\x01\x12\x1a\n\x16MIGRATE_KIND_RECONTEXT\x10\x02\x12\x1a\n\x16MIGRATE_KIND_REPREFILL\x10\x03*N\n\x07RngKind\x12\x18\n\x14RNG_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RNG_KIND_COUNTER\x10\x01\x12\x13\n\x0fRNG_KIND_ENGINE\x10\x02*s\n\x0bWeightsKind\x12\x1c\n\x18WEIGHTS_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11WEIGHTS_KIND_NONE\x10\x01\x12\x16\n\x12WEIGHTS_KIND_ARENA\x10\x02\x12\x17\n\x13WEIGHTS_KIND_LOADER\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&hyperflexis/common/v1/capability.proto\x12\x15hyperflexis.common.v1\"\x89\x03\n\x12\x45ngineCapabilities\x12\x14\n\x0cstep_planned\x18\x01 \x01(\x08\x12\x16\n\x0emax_num_tokens\x18\x02 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x03 \x01(\r\x12\x36\n\tkv_ticket\x18\x04 \x01(\x0e\x32#.hyperflexis.common.v1.KvTicketKind\x12\x33\n\x07migrate\x18\x05 \x01(\x0e\x32\".hyperflexis.common.v1.MigrateKind\x12+\n\x03rng\x18\x06 \x01(\x0e\x32\x1e.hyperflexis.common.v1.RngKind\x12\x33\n\x07weights\x18\x07 \x01(\x0e\x32\".hyperflexis.common.v1.WeightsKind\x12\x19\n\x11hash_block_tokens\x18\x08 \x01(\r\x12\x16\n\x0e\x63ontext_length\x18\t \x01(\r\x12\x12\n\nvocab_size\x18\n \x01(\r\x12\x19\n\x11sampling_features\x18\x0b \x03(\t\"\xaf\x01\n\x0bKvPoolStats\x12\x14\n\x0ctotal_blocks\x18\x01 \x01(\r\x12\x13\n\x0b\x66ree_blocks\x18\x02 \x01(\r\x12\x14\n\x0c\x62lock_tokens\x18\x03 \x01(\r\x12\x15\n\rleased_blocks\x18\x04 \x01(\r\x12\x1a\n\x12quarantined_blocks\x18\x05 \x01(\r\x12\x17\n\x0freserved_blocks\x18\x06 \x01(\r\x12\x13\n\x0b\x62lock_bytes\x18\x07 \x01(\x04\"\x9f\x01\n\rStepTimeModel\x12\r\n\x05\x63\x30_us\x18\x01 \x01(\x01\x12\r\n\x05\x63\x31_us\x18\x02 \x01(\x01\x12\r\n\x05\x63\x32_us\x18\x03 \x01(\x01\x12\r\n\x05\x63\x33_us\x18\x04 \x01(\x01\x12\r\n\x05\x63\x34_us\x18\x05 \x01(\x01\x12\r\n\x05\x63\x35_us\x18\x06 \x01(\x01\x12\x0f\n\x07host_us\x18\x07 \x01(\x01\x12\x12\n\nmean_error\x18\x08 \x01(\x01\x12\x0f\n\x07samples\x18\t \x01(\x04*O\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_MIXED\x10\x01\x12\x10\n\x0cROLE_PREFILL\x10\x02\x12\x0f\n\x0bROLE_DECODE\x10\x03*~\n\tReadiness\x12\x19\n\x15READINESS_UNSPECIFIED\x10\x00\x12\x12\n\x0eREADINESS_WARM\x10\x01\x12\x15\n\x11READINESS_LOADING\x10\x02\x12\x13\n\x0fREADINESS_READY\x10\x03\x12\x16\n\x12READINESS_DRAINING\x10\x04*}\n\x0cKvTicketKind\x12\x1e\n\x1aKV_TICKET_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13KV_TICKET_KIND_NONE\x10\x01\x12\x19\n\x15KV_TICKET_KIND_BLOCKS\x10\x02\x12\x19\n\x15KV_TICKET_KIND_OPAQUE\x10\x03*z\n\x0bMigrateKind\x12\x1c\n\x18MIGRATE_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11MIGRATE_KIND_LIVE\x10\x01\x12\x1a\n\x16MIGRATE_KIND_RECONTEXT\x10\x02\x12\x1a\n\x16MIGRATE_KIND_REPREFILL\x10\x03*N\n\x07RngKind\x12\x18\n\x14RNG_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10RNG_KIND_COUNTER\x10\x01\x12\x13\n\x0fRNG_KIND_ENGINE\x10\x02*s\n\x0bWeightsKind\x12\x1c\n\x18WEIGHTS_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11WEIGHTS_KIND_NONE\x10\x01\x12\x16\n\x12WEIGHTS_KIND_ARENA\x10\x02\x12\x17\n\x13WEIGHTS_KIND_LOADER\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperflexis.common.v1.capability_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=755
-  _globals['_ROLE']._serialized_end=834
-  _globals['_READINESS']._serialized_start=836
-  _globals['_READINESS']._serialized_end=962
-  _globals['_KVTICKETKIND']._serialized_start=964
-  _globals['_KVTICKETKIND']._serialized_end=1089
-  _globals['_MIGRATEKIND']._serialized_start=1091
-  _globals['_MIGRATEKIND']._serialized_end=1213
-  _globals['_RNGKIND']._serialized_start=1215
-  _globals['_RNGKIND']._serialized_end=1293
-  _globals['_WEIGHTSKIND']._serialized_start=1295
-  _globals['_WEIGHTSKIND']._serialized_end=1410
+  _globals['_ROLE']._serialized_start=801
+  _globals['_ROLE']._serialized_end=880
+  _globals['_READINESS']._serialized_start=882
+  _globals['_READINESS']._serialized_end=1008
+  _globals['_KVTICKETKIND']._serialized_start=1010
+  _globals['_KVTICKETKIND']._serialized_end=1135
+  _globals['_MIGRATEKIND']._serialized_start=1137
+  _globals['_MIGRATEKIND']._serialized_end=1259
+  _globals['_RNGKIND']._serialized_start=1261
+  _globals['_RNGKIND']._serialized_end=1339
+  _globals['_WEIGHTSKIND']._serialized_start=1341
+  _globals['_WEIGHTSKIND']._serialized_end=1456
   _globals['_ENGINECAPABILITIES']._serialized_start=66
   _globals['_ENGINECAPABILITIES']._serialized_end=459
   _globals['_KVPOOLSTATS']._serialized_start=462
-  _globals['_KVPOOLSTATS']._serialized_end=591
-  _globals['_STEPTIMEMODEL']._serialized_start=594
-  _globals['_STEPTIMEMODEL']._serialized_end=753
+  _globals['_KVPOOLSTATS']._serialized_end=637
+  _globals['_STEPTIMEMODEL']._serialized_start=640
+  _globals['_STEPTIMEMODEL']._serialized_end=799
 # @@protoc_insertion_point(module_scope)

@@ -202,11 +202,17 @@ class KvPoolStats(_message.Message):
     BLOCK_TOKENS_FIELD_NUMBER: _builtins.int
     LEASED_BLOCKS_FIELD_NUMBER: _builtins.int
     QUARANTINED_BLOCKS_FIELD_NUMBER: _builtins.int
+    RESERVED_BLOCKS_FIELD_NUMBER: _builtins.int
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     total_blocks: _builtins.int
     free_blocks: _builtins.int
     block_tokens: _builtins.int
     leased_blocks: _builtins.int
     quarantined_blocks: _builtins.int
+    reserved_blocks: _builtins.int
+    """For requests whose caches are on their way here."""
+    block_bytes: _builtins.int
+    """Of one block, over all layers: what moving it takes; 0 = not known."""
     def __init__(
         self,
         *,
@@ -215,10 +221,12 @@ class KvPoolStats(_message.Message):
         block_tokens: _builtins.int = ...,
         leased_blocks: _builtins.int = ...,
         quarantined_blocks: _builtins.int = ...,
+        reserved_blocks: _builtins.int = ...,
+        block_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_tokens", b"block_tokens", "free_blocks", b"free_blocks", "leased_blocks", b"leased_blocks", "quarantined_blocks", b"quarantined_blocks", "total_blocks", b"total_blocks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_bytes", b"block_bytes", "block_tokens", b"block_tokens", "free_blocks", b"free_blocks", "leased_blocks", b"leased_blocks", "quarantined_blocks", b"quarantined_blocks", "reserved_blocks", b"reserved_blocks", "total_blocks", b"total_blocks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

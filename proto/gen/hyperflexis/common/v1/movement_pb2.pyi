@@ -68,7 +68,9 @@ Global___RankPart: _TypeAlias = RankPart  # noqa: Y015
 
 @_typing.final
 class KvTicket(_message.Message):
-    """A prefill's result, pinned under a lease on the worker that made it."""
+    """What a worker needs to take a request over: where it runs, under which attempt, and how much cache it has there.
+    Engines that move a cache as one opaque thing pin it under a lease first and pass its handle here.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

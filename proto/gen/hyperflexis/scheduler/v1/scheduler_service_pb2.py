@@ -24,12 +24,13 @@ _sym_db = _symbol_database.Default()
 
 from hyperflexis.common.v1 import capability_pb2 as hyperflexis_dot_common_dot_v1_dot_capability__pb2
 from hyperflexis.common.v1 import identity_pb2 as hyperflexis_dot_common_dot_v1_dot_identity__pb2
+from hyperflexis.common.v1 import movement_pb2 as hyperflexis_dot_common_dot_v1_dot_movement__pb2
 from hyperflexis.common.v1 import slo_pb2 as hyperflexis_dot_common_dot_v1_dot_slo__pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as hyperflexis_dot_scheduler_dot_v1_dot_router__session__pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2 as hyperflexis_dot_scheduler_dot_v1_dot_worker__session__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0hyperflexis/scheduler/v1/scheduler_service.proto\x12\x18hyperflexis.scheduler.v1\x1a&hyperflexis/common/v1/capability.proto\x1a$hyperflexis/common/v1/identity.proto\x1a\x1fhyperflexis/common/v1/slo.proto\x1a-hyperflexis/scheduler/v1/router_session.proto\x1a-hyperflexis/scheduler/v1/worker_session.proto\"\x15\n\x13WatchClusterRequest\"\xdf\x01\n\x14WatchClusterResponse\x12+\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x38\n\x07workers\x18\x02 \x03(\x0b\x32\'.hyperflexis.scheduler.v1.ClusterWorker\x12\x0c\n\x04held\x18\x03 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\r\x12\x31\n\x05tiers\x18\x05 \x03(\x0b\x32\".hyperflexis.scheduler.v1.TierLoad\x12\x0f\n\x07routers\x18\x06 \x03(\t\"\xb5\x04\n\rClusterWorker\x12\x37\n\x08identity\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08gpu_type\x18\x04 \x01(\t\x12)\n\x04role\x18\x05 \x01(\x0e\x32\x1b.hyperflexis.common.v1.Role\x12\x33\n\treadiness\x18\x06 \x01(\x0e\x32 .hyperflexis.common.v1.Readiness\x12\x32\n\x04load\x18\x07 \x01(\x0b\x32$.hyperflexis.scheduler.v1.WorkerLoad\x12?\n\x04tags\x18\x08 \x03(\x0b\x32\x31.hyperflexis.scheduler.v1.ClusterWorker.TagsEntry\x12\x11\n\tsilent_us\x18\t \x01(\x03\x12\x14\n\x0c\x64isconnected\x18\n \x01(\x08\x12\x0c\n\x04hung\x18\x0b \x01(\x08\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x37\n\tstep_time\x18\r \x01(\x0b\x32$.hyperflexis.common.v1.StepTimeModel\x12\x36\n\ttelemetry\x18\x0e \x01(\x0b\x32#.hyperflexis.scheduler.v1.Telemetry\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8c\x01\n\x08TierLoad\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x11\n\tsubmitted\x18\x02 \x01(\x04\x12\x0e\n\x06placed\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x04\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\"\x8b\x03\n\x0c\x41pplyRequest\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x32\n\x0cscaler_fence\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x30\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x1f.hyperflexis.scheduler.v1.DrainH\x00\x12\x35\n\x08set_role\x18\x05 \x01(\x0b\x32!.hyperflexis.scheduler.v1.SetRoleH\x00\x12=\n\x0cload_weights\x18\x06 \x01(\x0b\x32%.hyperflexis.scheduler.v1.LoadWeightsH\x00\x12\x32\n\x04link\x18\x07 \x01(\x0b\x32\".hyperflexis.scheduler.v1.LinkPeerH\x00\x12;\n\x07migrate\x18\x08 \x01(\x0b\x32(.hyperflexis.scheduler.v1.MigrateRequestH\x00\x42\x08\n\x06\x61\x63tion\">\n\x0eMigrateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10target_worker_id\x18\x02 \x01(\t\" \n\rApplyResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\"\x12\n\x10GetLeaderRequest\"\x8d\x01\n\x11GetLeaderResponse\x12\x11\n\tis_leader\x18\x01 \x01(\x08\x12+\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x16\n\x0eleader_address\x18\x03 \x01(\t\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x0f\n\x07routers\x18\x05 \x01(\r\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"L\n\x16\x45xplainRequestResponse\x12\x32\n\tdecisions\x18\x01 \x03(\x0b\x32\x1f.hyperflexis.common.v1.Decision2\xa4\x05\n\x10SchedulerService\x12t\n\rRouterSession\x12..hyperflexis.scheduler.v1.RouterSessionRequest\x1a/.hyperflexis.scheduler.v1.RouterSessionResponse(\x01\x30\x01\x12t\n\rWorkerSession\x12..hyperflexis.scheduler.v1.WorkerSessionRequest\x1a/.hyperflexis.scheduler.v1.WorkerSessionResponse(\x01\x30\x01\x12o\n\x0cWatchCluster\x12-.hyperflexis.scheduler.v1.WatchClusterRequest\x1a..hyperflexis.scheduler.v1.WatchClusterResponse0\x01\x12X\n\x05\x41pply\x12&.hyperflexis.scheduler.v1.ApplyRequest\x1a\'.hyperflexis.scheduler.v1.ApplyResponse\x12\x64\n\tGetLeader\x12*.hyperflexis.scheduler.v1.GetLeaderRequest\x1a+.hyperflexis.scheduler.v1.GetLeaderResponse\x12s\n\x0e\x45xplainRequest\x12/.hyperflexis.scheduler.v1.ExplainRequestRequest\x1a\x30.hyperflexis.scheduler.v1.ExplainRequestResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n0hyperflexis/scheduler/v1/scheduler_service.proto\x12\x18hyperflexis.scheduler.v1\x1a&hyperflexis/common/v1/capability.proto\x1a$hyperflexis/common/v1/identity.proto\x1a$hyperflexis/common/v1/movement.proto\x1a\x1fhyperflexis/common/v1/slo.proto\x1a-hyperflexis/scheduler/v1/router_session.proto\x1a-hyperflexis/scheduler/v1/worker_session.proto\"\x15\n\x13WatchClusterRequest\"\x93\x02\n\x14WatchClusterResponse\x12+\n\x05\x66\x65nce\x18\x01 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x38\n\x07workers\x18\x02 \x03(\x0b\x32\'.hyperflexis.scheduler.v1.ClusterWorker\x12\x0c\n\x04held\x18\x03 \x01(\r\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\r\x12\x31\n\x05tiers\x18\x05 \x03(\x0b\x32\".hyperflexis.scheduler.v1.TierLoad\x12\x0f\n\x07routers\x18\x06 \x03(\t\x12\x32\n\x05moves\x18\x07 \x01(\x0b\x32#.hyperflexis.scheduler.v1.MoveTally\"\x8e\x05\n\rClusterWorker\x12\x37\n\x08identity\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WorkerIdentity\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08gpu_type\x18\x04 \x01(\t\x12)\n\x04role\x18\x05 \x01(\x0e\x32\x1b.hyperflexis.common.v1.Role\x12\x33\n\treadiness\x18\x06 \x01(\x0e\x32 .hyperflexis.common.v1.Readiness\x12\x32\n\x04load\x18\x07 \x01(\x0b\x32$.hyperflexis.scheduler.v1.WorkerLoad\x12?\n\x04tags\x18\x08 \x03(\x0b\x32\x31.hyperflexis.scheduler.v1.ClusterWorker.TagsEntry\x12\x11\n\tsilent_us\x18\t \x01(\x03\x12\x14\n\x0c\x64isconnected\x18\n \x01(\x08\x12\x0c\n\x04hung\x18\x0b \x01(\x08\x12\x0f\n\x07version\x18\x0c \x01(\t\x12\x37\n\tstep_time\x18\r \x01(\x0b\x32$.hyperflexis.common.v1.StepTimeModel\x12\x36\n\ttelemetry\x18\x0e \x01(\x0b\x32#.hyperflexis.scheduler.v1.Telemetry\x12\x30\n\x05links\x18\x0f \x03(\x0b\x32!.hyperflexis.common.v1.LinkStatus\x12\x11\n\tmoving_in\x18\x10 \x01(\r\x12\x12\n\nmoving_out\x18\x11 \x01(\r\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"8\n\tMoveTally\x12\r\n\x05\x62\x65gun\x18\x01 \x01(\x04\x12\x0c\n\x04\x64one\x18\x02 \x01(\x04\x12\x0e\n\x06\x66\x61iled\x18\x03 \x01(\x04\"\x8c\x01\n\x08TierLoad\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x11\n\tsubmitted\x18\x02 \x01(\x04\x12\x0e\n\x06placed\x18\x03 \x01(\x04\x12\x10\n\x08\x66inished\x18\x04 \x01(\x04\x12\x0f\n\x07refused\x18\x05 \x01(\x04\x12\x15\n\rprompt_tokens\x18\x06 \x01(\x04\x12\x15\n\routput_tokens\x18\x07 \x01(\x04\"\x8b\x03\n\x0c\x41pplyRequest\x12\x11\n\taction_id\x18\x01 \x01(\t\x12\x32\n\x0cscaler_fence\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x11\n\tworker_id\x18\x03 \x01(\t\x12\x30\n\x05\x64rain\x18\x04 \x01(\x0b\x32\x1f.hyperflexis.scheduler.v1.DrainH\x00\x12\x35\n\x08set_role\x18\x05 \x01(\x0b\x32!.hyperflexis.scheduler.v1.SetRoleH\x00\x12=\n\x0cload_weights\x18\x06 \x01(\x0b\x32%.hyperflexis.scheduler.v1.LoadWeightsH\x00\x12\x32\n\x04link\x18\x07 \x01(\x0b\x32\".hyperflexis.scheduler.v1.LinkPeerH\x00\x12;\n\x07migrate\x18\x08 \x01(\x0b\x32(.hyperflexis.scheduler.v1.MigrateRequestH\x00\x42\x08\n\x06\x61\x63tion\">\n\x0eMigrateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10target_worker_id\x18\x02 \x01(\t\" \n\rApplyResponse\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\"\x12\n\x10GetLeaderRequest\"\x8d\x01\n\x11GetLeaderResponse\x12\x11\n\tis_leader\x18\x01 \x01(\x08\x12+\n\x05\x66\x65nce\x18\x02 \x01(\x0b\x32\x1c.hyperflexis.common.v1.Fence\x12\x16\n\x0eleader_address\x18\x03 \x01(\t\x12\x0f\n\x07workers\x18\x04 \x01(\r\x12\x0f\n\x07routers\x18\x05 \x01(\r\"+\n\x15\x45xplainRequestRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"L\n\x16\x45xplainRequestResponse\x12\x32\n\tdecisions\x18\x01 \x03(\x0b\x32\x1f.hyperflexis.common.v1.Decision2\xa4\x05\n\x10SchedulerService\x12t\n\rRouterSession\x12..hyperflexis.scheduler.v1.RouterSessionRequest\x1a/.hyperflexis.scheduler.v1.RouterSessionResponse(\x01\x30\x01\x12t\n\rWorkerSession\x12..hyperflexis.scheduler.v1.WorkerSessionRequest\x1a/.hyperflexis.scheduler.v1.WorkerSessionResponse(\x01\x30\x01\x12o\n\x0cWatchCluster\x12-.hyperflexis.scheduler.v1.WatchClusterRequest\x1a..hyperflexis.scheduler.v1.WatchClusterResponse0\x01\x12X\n\x05\x41pply\x12&.hyperflexis.scheduler.v1.ApplyRequest\x1a\'.hyperflexis.scheduler.v1.ApplyResponse\x12\x64\n\tGetLeader\x12*.hyperflexis.scheduler.v1.GetLeaderRequest\x1a+.hyperflexis.scheduler.v1.GetLeaderResponse\x12s\n\x0e\x45xplainRequest\x12/.hyperflexis.scheduler.v1.ExplainRequestRequest\x1a\x30.hyperflexis.scheduler.v1.ExplainRequestResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,30 +39,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLUSTERWORKER_TAGSENTRY']._loaded_options = None
   _globals['_CLUSTERWORKER_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_WATCHCLUSTERREQUEST']._serialized_start=283
-  _globals['_WATCHCLUSTERREQUEST']._serialized_end=304
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=307
-  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=530
-  _globals['_CLUSTERWORKER']._serialized_start=533
-  _globals['_CLUSTERWORKER']._serialized_end=1098
-  _globals['_CLUSTERWORKER_TAGSENTRY']._serialized_start=1055
-  _globals['_CLUSTERWORKER_TAGSENTRY']._serialized_end=1098
-  _globals['_TIERLOAD']._serialized_start=1101
-  _globals['_TIERLOAD']._serialized_end=1241
-  _globals['_APPLYREQUEST']._serialized_start=1244
-  _globals['_APPLYREQUEST']._serialized_end=1639
-  _globals['_MIGRATEREQUEST']._serialized_start=1641
-  _globals['_MIGRATEREQUEST']._serialized_end=1703
-  _globals['_APPLYRESPONSE']._serialized_start=1705
-  _globals['_APPLYRESPONSE']._serialized_end=1737
-  _globals['_GETLEADERREQUEST']._serialized_start=1739
-  _globals['_GETLEADERREQUEST']._serialized_end=1757
-  _globals['_GETLEADERRESPONSE']._serialized_start=1760
-  _globals['_GETLEADERRESPONSE']._serialized_end=1901
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=1903
-  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=1946
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=1948
-  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=2024
-  _globals['_SCHEDULERSERVICE']._serialized_start=2027
-  _globals['_SCHEDULERSERVICE']._serialized_end=2703
+  _globals['_WATCHCLUSTERREQUEST']._serialized_start=321
+  _globals['_WATCHCLUSTERREQUEST']._serialized_end=342
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_start=345
+  _globals['_WATCHCLUSTERRESPONSE']._serialized_end=620
+  _globals['_CLUSTERWORKER']._serialized_start=623
+  _globals['_CLUSTERWORKER']._serialized_end=1277
+  _globals['_CLUSTERWORKER_TAGSENTRY']._serialized_start=1234
+  _globals['_CLUSTERWORKER_TAGSENTRY']._serialized_end=1277
+  _globals['_MOVETALLY']._serialized_start=1279
+  _globals['_MOVETALLY']._serialized_end=1335
+  _globals['_TIERLOAD']._serialized_start=1338
+  _globals['_TIERLOAD']._serialized_end=1478
+  _globals['_APPLYREQUEST']._serialized_start=1481
+  _globals['_APPLYREQUEST']._serialized_end=1876
+  _globals['_MIGRATEREQUEST']._serialized_start=1878
+  _globals['_MIGRATEREQUEST']._serialized_end=1940
+  _globals['_APPLYRESPONSE']._serialized_start=1942
+  _globals['_APPLYRESPONSE']._serialized_end=1974
+  _globals['_GETLEADERREQUEST']._serialized_start=1976
+  _globals['_GETLEADERREQUEST']._serialized_end=1994
+  _globals['_GETLEADERRESPONSE']._serialized_start=1997
+  _globals['_GETLEADERRESPONSE']._serialized_end=2138
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_start=2140
+  _globals['_EXPLAINREQUESTREQUEST']._serialized_end=2183
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_start=2185
+  _globals['_EXPLAINREQUESTRESPONSE']._serialized_end=2261
+  _globals['_SCHEDULERSERVICE']._serialized_start=2264
+  _globals['_SCHEDULERSERVICE']._serialized_end=2940
 # @@protoc_insertion_point(module_scope)

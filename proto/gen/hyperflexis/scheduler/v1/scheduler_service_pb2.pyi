@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from hyperflexis.common.v1 import capability_pb2 as _capability_pb2
 from hyperflexis.common.v1 import identity_pb2 as _identity_pb2
+from hyperflexis.common.v1 import movement_pb2 as _movement_pb2
 from hyperflexis.common.v1 import slo_pb2 as _slo_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2 as _worker_session_pb2
 import builtins as _builtins
@@ -47,6 +48,7 @@ class WatchClusterResponse(_message.Message):
     ACTIVE_FIELD_NUMBER: _builtins.int
     TIERS_FIELD_NUMBER: _builtins.int
     ROUTERS_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
     held: _builtins.int
     """Requests in the hold queue (no place to go)."""
     active: _builtins.int
@@ -59,6 +61,8 @@ class WatchClusterResponse(_message.Message):
     def tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TierLoad]: ...
     @_builtins.property
     def routers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def moves(self) -> Global___MoveTally: ...
     def __init__(
         self,
         *,
@@ -68,10 +72,11 @@ class WatchClusterResponse(_message.Message):
         active: _builtins.int = ...,
         tiers: _abc.Iterable[Global___TierLoad] | None = ...,
         routers: _abc.Iterable[_builtins.str] | None = ...,
+        moves: Global___MoveTally | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fence", b"fence", "moves", b"moves"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "fence", b"fence", "held", b"held", "routers", b"routers", "tiers", b"tiers", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "fence", b"fence", "held", b"held", "moves", b"moves", "routers", b"routers", "tiers", b"tiers", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,6 +120,9 @@ class ClusterWorker(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     STEP_TIME_FIELD_NUMBER: _builtins.int
     TELEMETRY_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    MOVING_IN_FIELD_NUMBER: _builtins.int
+    MOVING_OUT_FIELD_NUMBER: _builtins.int
     address: _builtins.str
     model: _builtins.str
     gpu_type: _builtins.str
@@ -126,6 +134,9 @@ class ClusterWorker(_message.Message):
     """Its session is down and within its grace."""
     hung: _builtins.bool
     version: _builtins.str
+    moving_in: _builtins.int
+    """Requests on their way here and away from here, at present."""
+    moving_out: _builtins.int
     @_builtins.property
     def identity(self) -> _identity_pb2.WorkerIdentity: ...
     @_builtins.property
@@ -136,6 +147,10 @@ class ClusterWorker(_message.Message):
     def step_time(self) -> _capability_pb2.StepTimeModel: ...
     @_builtins.property
     def telemetry(self) -> _worker_session_pb2.Telemetry: ...
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[_movement_pb2.LinkStatus]:
+        """To the workers whose caches this one can read, and those that it could not link to."""
+
     def __init__(
         self,
         *,
@@ -153,14 +168,44 @@ class ClusterWorker(_message.Message):
         version: _builtins.str = ...,
         step_time: _capability_pb2.StepTimeModel | None = ...,
         telemetry: _worker_session_pb2.Telemetry | None = ...,
+        links: _abc.Iterable[_movement_pb2.LinkStatus] | None = ...,
+        moving_in: _builtins.int = ...,
+        moving_out: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "load", b"load", "step_time", b"step_time", "telemetry", b"telemetry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "disconnected", b"disconnected", "gpu_type", b"gpu_type", "hung", b"hung", "identity", b"identity", "load", b"load", "model", b"model", "readiness", b"readiness", "role", b"role", "silent_us", b"silent_us", "step_time", b"step_time", "tags", b"tags", "telemetry", b"telemetry", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "disconnected", b"disconnected", "gpu_type", b"gpu_type", "hung", b"hung", "identity", b"identity", "links", b"links", "load", b"load", "model", b"model", "moving_in", b"moving_in", "moving_out", b"moving_out", "readiness", b"readiness", "role", b"role", "silent_us", b"silent_us", "step_time", b"step_time", "tags", b"tags", "telemetry", b"telemetry", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ClusterWorker: _TypeAlias = ClusterWorker  # noqa: Y015
+
+@_typing.final
+class MoveTally(_message.Message):
+    """Running requests that changed workers with their caches, since this leader began."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGUN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    begun: _builtins.int
+    done: _builtins.int
+    failed: _builtins.int
+    def __init__(
+        self,
+        *,
+        begun: _builtins.int = ...,
+        done: _builtins.int = ...,
+        failed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "done", b"done", "failed", b"failed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveTally: _TypeAlias = MoveTally  # noqa: Y015
 
 @_typing.final
 class TierLoad(_message.Message):
@@ -254,6 +299,8 @@ Global___ApplyRequest: _TypeAlias = ApplyRequest  # noqa: Y015
 
 @_typing.final
 class MigrateRequest(_message.Message):
+    """Move a running request to that worker, with its cache. worker_id of the action is not looked at."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int

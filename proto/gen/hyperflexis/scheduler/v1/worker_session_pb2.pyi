@@ -40,9 +40,9 @@ class _RequestPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestP
     REQUEST_PHASE_FINISHED: _RequestPhase.ValueType  # 5
     """Ended; its tokens are kept for replay until Closed."""
     REQUEST_PHASE_EXPORTED: _RequestPhase.ValueType  # 6
-    """Prefill done, KV pinned under a ticket."""
+    """Stopped for an attempt elsewhere that takes it over; its cache is leased to that one."""
     REQUEST_PHASE_ATTACHING: _RequestPhase.ValueType  # 7
-    """Waits for KV from elsewhere."""
+    """Reads its cache from where it still runs."""
 
 class RequestPhase(_RequestPhase, metaclass=_RequestPhaseEnumTypeWrapper): ...
 
@@ -56,9 +56,9 @@ REQUEST_PHASE_DECODE: RequestPhase.ValueType  # 4
 REQUEST_PHASE_FINISHED: RequestPhase.ValueType  # 5
 """Ended; its tokens are kept for replay until Closed."""
 REQUEST_PHASE_EXPORTED: RequestPhase.ValueType  # 6
-"""Prefill done, KV pinned under a ticket."""
+"""Stopped for an attempt elsewhere that takes it over; its cache is leased to that one."""
 REQUEST_PHASE_ATTACHING: RequestPhase.ValueType  # 7
-"""Waits for KV from elsewhere."""
+"""Reads its cache from where it still runs."""
 Global___RequestPhase: _TypeAlias = RequestPhase  # noqa: Y015
 
 @_typing.final
@@ -453,10 +453,15 @@ class RequestUpdate(_message.Message):
         KIND_LOST: RequestUpdate._Kind.ValueType  # 9
         """The engine failed or restarted: its work is gone, or came while no engine served."""
         KIND_KV_READY: RequestUpdate._Kind.ValueType  # 10
+        """Stopped here for the attempt that takes it over; its cache is leased to that one."""
         KIND_REJECTED: RequestUpdate._Kind.ValueType  # 11
         """Refused outright (duplicate, over the context, draining)."""
         KIND_PREEMPTED: RequestUpdate._Kind.ValueType  # 12
         """Its KV blocks went to others; it waits, and is computed again. Only for explaining: nothing is to be done."""
+        KIND_ATTACHED: RequestUpdate._Kind.ValueType  # 13
+        """Answer to AttachKv: this attempt has the request, cache and all, and goes on with it."""
+        KIND_NOT_ATTACHED: RequestUpdate._Kind.ValueType  # 14
+        """Answer to AttachKv: it came to nothing, and the older attempt is as it was, unless that said KV_READY."""
 
     class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
     KIND_UNSPECIFIED: RequestUpdate.Kind.ValueType  # 0
@@ -476,10 +481,15 @@ class RequestUpdate(_message.Message):
     KIND_LOST: RequestUpdate.Kind.ValueType  # 9
     """The engine failed or restarted: its work is gone, or came while no engine served."""
     KIND_KV_READY: RequestUpdate.Kind.ValueType  # 10
+    """Stopped here for the attempt that takes it over; its cache is leased to that one."""
     KIND_REJECTED: RequestUpdate.Kind.ValueType  # 11
     """Refused outright (duplicate, over the context, draining)."""
     KIND_PREEMPTED: RequestUpdate.Kind.ValueType  # 12
     """Its KV blocks went to others; it waits, and is computed again. Only for explaining: nothing is to be done."""
+    KIND_ATTACHED: RequestUpdate.Kind.ValueType  # 13
+    """Answer to AttachKv: this attempt has the request, cache and all, and goes on with it."""
+    KIND_NOT_ATTACHED: RequestUpdate.Kind.ValueType  # 14
+    """Answer to AttachKv: it came to nothing, and the older attempt is as it was, unless that said KV_READY."""
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
@@ -891,6 +901,10 @@ Global___LinkPeer: _TypeAlias = LinkPeer  # noqa: Y015
 
 @_typing.final
 class AttachKv(_message.Message):
+    """Take a request over from the worker where it runs: reserve blocks, read its cache while it goes on there, then stop
+    it there and go on here. Answered by KIND_ATTACHED or KIND_NOT_ATTACHED.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     RUN_FIELD_NUMBER: _builtins.int
@@ -915,6 +929,8 @@ Global___AttachKv: _TypeAlias = AttachKv  # noqa: Y015
 
 @_typing.final
 class Migrate(_message.Message):
+    """Not sent: a request is moved by its target (AttachKv), so that no source need act. Kept for engines that can only push."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int

@@ -22,37 +22,42 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from hyperflexis.common.v1 import identity_pb2 as hyperflexis_dot_common_dot_v1_dot_identity__pb2
 from hyperflexis.common.v1 import movement_pb2 as hyperflexis_dot_common_dot_v1_dot_movement__pb2
 from hyperflexis.worker.v1 import token_feed_pb2 as hyperflexis_dot_worker_dot_v1_dot_token__feed__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*hyperflexis/worker/v1/worker_service.proto\x12\x15hyperflexis.worker.v1\x1a$hyperflexis/common/v1/movement.proto\x1a&hyperflexis/worker/v1/token_feed.proto\"m\n\x0bLinkRequest\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\"\xa1\x01\n\x0cLinkResponse\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.hyperflexis.common.v1.LinkStatus\"Q\n\rReadKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\".\n\x0eReadKvResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x10ReleaseKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\"\x13\n\x11ReleaseKvResponse\")\n\x18GetWeightManifestRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x19GetWeightManifestResponse\x12\x37\n\x08manifest\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WeightManifest\"I\n\x12ReadWeightsRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"3\n\x13ReadWeightsResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xe1\x04\n\rWorkerService\x12\x62\n\tTokenFeed\x12\'.hyperflexis.worker.v1.TokenFeedRequest\x1a(.hyperflexis.worker.v1.TokenFeedResponse(\x01\x30\x01\x12S\n\x04Link\x12\".hyperflexis.worker.v1.LinkRequest\x1a#.hyperflexis.worker.v1.LinkResponse(\x01\x30\x01\x12W\n\x06ReadKv\x12$.hyperflexis.worker.v1.ReadKvRequest\x1a%.hyperflexis.worker.v1.ReadKvResponse0\x01\x12^\n\tReleaseKv\x12\'.hyperflexis.worker.v1.ReleaseKvRequest\x1a(.hyperflexis.worker.v1.ReleaseKvResponse\x12v\n\x11GetWeightManifest\x12/.hyperflexis.worker.v1.GetWeightManifestRequest\x1a\x30.hyperflexis.worker.v1.GetWeightManifestResponse\x12\x66\n\x0bReadWeights\x12).hyperflexis.worker.v1.ReadWeightsRequest\x1a*.hyperflexis.worker.v1.ReadWeightsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*hyperflexis/worker/v1/worker_service.proto\x12\x15hyperflexis.worker.v1\x1a$hyperflexis/common/v1/identity.proto\x1a$hyperflexis/common/v1/movement.proto\x1a&hyperflexis/worker/v1/token_feed.proto\"m\n\x0bLinkRequest\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\"\xb1\x01\n\x0cLinkResponse\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.hyperflexis.common.v1.LinkStatus\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"\xc3\x01\n\x0f\x45xportKvRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x36\n\x0etarget_attempt\x18\x03 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x12\n\nfrom_block\x18\x04 \x01(\r\x12\x10\n\x08lease_id\x18\x05 \x01(\x04\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\"\xbc\x01\n\x10\x45xportKvResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_us\x18\x02 \x01(\x03\x12.\n\x05parts\x18\x03 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12+\n\x05start\x18\x06 \x01(\x0b\x32\x1c.hyperflexis.worker.v1.Start\"Q\n\rReadKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\".\n\x0eReadKvResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x10ReleaseKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\"!\n\x11ReleaseKvResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\")\n\x18GetWeightManifestRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x19GetWeightManifestResponse\x12\x37\n\x08manifest\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WeightManifest\"I\n\x12ReadWeightsRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"3\n\x13ReadWeightsResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xbe\x05\n\rWorkerService\x12\x62\n\tTokenFeed\x12\'.hyperflexis.worker.v1.TokenFeedRequest\x1a(.hyperflexis.worker.v1.TokenFeedResponse(\x01\x30\x01\x12S\n\x04Link\x12\".hyperflexis.worker.v1.LinkRequest\x1a#.hyperflexis.worker.v1.LinkResponse(\x01\x30\x01\x12[\n\x08\x45xportKv\x12&.hyperflexis.worker.v1.ExportKvRequest\x1a\'.hyperflexis.worker.v1.ExportKvResponse\x12W\n\x06ReadKv\x12$.hyperflexis.worker.v1.ReadKvRequest\x1a%.hyperflexis.worker.v1.ReadKvResponse0\x01\x12^\n\tReleaseKv\x12\'.hyperflexis.worker.v1.ReleaseKvRequest\x1a(.hyperflexis.worker.v1.ReleaseKvResponse\x12v\n\x11GetWeightManifest\x12/.hyperflexis.worker.v1.GetWeightManifestRequest\x1a\x30.hyperflexis.worker.v1.GetWeightManifestResponse\x12\x66\n\x0bReadWeights\x12).hyperflexis.worker.v1.ReadWeightsRequest\x1a*.hyperflexis.worker.v1.ReadWeightsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hyperflexis.worker.v1.worker_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_LINKREQUEST']._serialized_start=147
-  _globals['_LINKREQUEST']._serialized_end=256
-  _globals['_LINKRESPONSE']._serialized_start=259
-  _globals['_LINKRESPONSE']._serialized_end=420
-  _globals['_READKVREQUEST']._serialized_start=422
-  _globals['_READKVREQUEST']._serialized_end=503
-  _globals['_READKVRESPONSE']._serialized_start=505
-  _globals['_READKVRESPONSE']._serialized_end=551
-  _globals['_RELEASEKVREQUEST']._serialized_start=553
-  _globals['_RELEASEKVREQUEST']._serialized_end=589
-  _globals['_RELEASEKVRESPONSE']._serialized_start=591
-  _globals['_RELEASEKVRESPONSE']._serialized_end=610
-  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_start=612
-  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_end=653
-  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_start=655
-  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_end=739
-  _globals['_READWEIGHTSREQUEST']._serialized_start=741
-  _globals['_READWEIGHTSREQUEST']._serialized_end=814
-  _globals['_READWEIGHTSRESPONSE']._serialized_start=816
-  _globals['_READWEIGHTSRESPONSE']._serialized_end=867
-  _globals['_WORKERSERVICE']._serialized_start=870
-  _globals['_WORKERSERVICE']._serialized_end=1479
+  _globals['_LINKREQUEST']._serialized_start=185
+  _globals['_LINKREQUEST']._serialized_end=294
+  _globals['_LINKRESPONSE']._serialized_start=297
+  _globals['_LINKRESPONSE']._serialized_end=474
+  _globals['_EXPORTKVREQUEST']._serialized_start=477
+  _globals['_EXPORTKVREQUEST']._serialized_end=672
+  _globals['_EXPORTKVRESPONSE']._serialized_start=675
+  _globals['_EXPORTKVRESPONSE']._serialized_end=863
+  _globals['_READKVREQUEST']._serialized_start=865
+  _globals['_READKVREQUEST']._serialized_end=946
+  _globals['_READKVRESPONSE']._serialized_start=948
+  _globals['_READKVRESPONSE']._serialized_end=994
+  _globals['_RELEASEKVREQUEST']._serialized_start=996
+  _globals['_RELEASEKVREQUEST']._serialized_end=1032
+  _globals['_RELEASEKVRESPONSE']._serialized_start=1034
+  _globals['_RELEASEKVRESPONSE']._serialized_end=1067
+  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_start=1069
+  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_end=1110
+  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_start=1112
+  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_end=1196
+  _globals['_READWEIGHTSREQUEST']._serialized_start=1198
+  _globals['_READWEIGHTSREQUEST']._serialized_end=1271
+  _globals['_READWEIGHTSRESPONSE']._serialized_start=1273
+  _globals['_READWEIGHTSRESPONSE']._serialized_end=1324
+  _globals['_WORKERSERVICE']._serialized_start=1327
+  _globals['_WORKERSERVICE']._serialized_end=2029
 # @@protoc_insertion_point(module_scope)

@@ -7,7 +7,9 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from hyperflexis.common.v1 import identity_pb2 as _identity_pb2
 from hyperflexis.common.v1 import movement_pb2 as _movement_pb2
+from hyperflexis.worker.v1 import token_feed_pb2 as _token_feed_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -50,6 +52,9 @@ class LinkResponse(_message.Message):
     SELF_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    engine: _builtins.str
+    """Of this life of the engine."""
     @_builtins.property
     def self(self) -> _movement_pb2.WorkerRef: ...
     @_builtins.property
@@ -62,14 +67,104 @@ class LinkResponse(_message.Message):
         self: _movement_pb2.WorkerRef | None = ...,
         parts: _abc.Iterable[_movement_pb2.RankPart] | None = ...,
         status: _movement_pb2.LinkStatus | None = ...,
+        engine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["self", b"self", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts", "self", b"self", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "parts", b"parts", "self", b"self", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkResponse: _TypeAlias = LinkResponse  # noqa: Y015
+
+@_typing.final
+class ExportKvRequest(_message.Message):
+    """Asked several times in one move: while the request runs on here, for blocks that are full since the last time; at
+    last with `final`, which stops it here for good.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    TARGET_ATTEMPT_FIELD_NUMBER: _builtins.int
+    FROM_BLOCK_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    from_block: _builtins.int
+    """Blocks before this one are across."""
+    lease_id: _builtins.int
+    """Of this move so far; 0 = none yet. Asking renews it."""
+    final: _builtins.bool
+    @_builtins.property
+    def attempt(self) -> _identity_pb2.Attempt:
+        """The one that runs here."""
+
+    @_builtins.property
+    def target_attempt(self) -> _identity_pb2.Attempt:
+        """The asker's, which is to take it over."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        attempt: _identity_pb2.Attempt | None = ...,
+        target_attempt: _identity_pb2.Attempt | None = ...,
+        from_block: _builtins.int = ...,
+        lease_id: _builtins.int = ...,
+        final: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "target_attempt", b"target_attempt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "final", b"final", "from_block", b"from_block", "lease_id", b"lease_id", "request_id", b"request_id", "target_attempt", b"target_attempt"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportKvRequest: _TypeAlias = ExportKvRequest  # noqa: Y015
+
+@_typing.final
+class ExportKvResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_US_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    COMPUTED_TOKENS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.int
+    lease_us: _builtins.int
+    """From receipt; the holder's own copy is longer by the stated margin."""
+    computed_tokens: _builtins.int
+    """Tokens, of prompt and output together, whose keys and values are in the blocks."""
+    engine: _builtins.str
+    """The name of the engine that holds them: another one than is linked needs a Link first."""
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_movement_pb2.RankPart]:
+        """Of each rank, the blocks from `from_block` on: full ones, or all where this was final."""
+
+    @_builtins.property
+    def start(self) -> _token_feed_pb2.Start:
+        """Final: what its router sent, with all output tokens as `committed`."""
+
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.int = ...,
+        lease_us: _builtins.int = ...,
+        parts: _abc.Iterable[_movement_pb2.RankPart] | None = ...,
+        computed_tokens: _builtins.int = ...,
+        engine: _builtins.str = ...,
+        start: _token_feed_pb2.Start | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["start", b"start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["computed_tokens", b"computed_tokens", "engine", b"engine", "lease_id", b"lease_id", "lease_us", b"lease_us", "parts", b"parts", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportKvResponse: _TypeAlias = ExportKvResponse  # noqa: Y015
 
 @_typing.final
 class ReadKvRequest(_message.Message):
@@ -139,12 +234,17 @@ Global___ReleaseKvRequest: _TypeAlias = ReleaseKvRequest  # noqa: Y015
 class ReleaseKvResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    HELD_FIELD_NUMBER: _builtins.int
+    held: _builtins.bool
+    """The lease was alive until now: what was read under it is what was exported."""
     def __init__(
         self,
+        *,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

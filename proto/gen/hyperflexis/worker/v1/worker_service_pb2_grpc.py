@@ -45,6 +45,11 @@ class WorkerServiceStub(object):
                 request_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.LinkRequest.SerializeToString,
                 response_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.LinkResponse.FromString,
                 _registered_method=True)
+        self.ExportKv = channel.unary_unary(
+                '/hyperflexis.worker.v1.WorkerService/ExportKv',
+                request_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvRequest.SerializeToString,
+                response_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvResponse.FromString,
+                _registered_method=True)
         self.ReadKv = channel.unary_stream(
                 '/hyperflexis.worker.v1.WorkerService/ReadKv',
                 request_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ReadKvRequest.SerializeToString,
@@ -77,15 +82,24 @@ class WorkerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Link(self, request_iterator, context):
-        """Worker <-> worker: metadata exchange and warm-up of a link. UNIMPLEMENTED until the KV plane.
+        """What the engine of this worker must be told to read from that one's pool: asked by the reader, answered once,
+        each time it is asked. UNAVAILABLE while no engine serves, UNIMPLEMENTED where its caches do not move.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportKv(self, request, context):
+        """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
+        NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReadKv(self, request, context):
-        """The byte stream that always works, where no device-to-device transport does. UNIMPLEMENTED until the
-        KV plane.
+        """The byte stream that always works, where no device-to-device transport does. NOT_FOUND: the lease is over, or
+        does not hold these blocks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +136,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Link,
                     request_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.LinkRequest.FromString,
                     response_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.LinkResponse.SerializeToString,
+            ),
+            'ExportKv': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportKv,
+                    request_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvRequest.FromString,
+                    response_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvResponse.SerializeToString,
             ),
             'ReadKv': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadKv,
@@ -198,6 +217,33 @@ class WorkerService(object):
             '/hyperflexis.worker.v1.WorkerService/Link',
             hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.LinkRequest.SerializeToString,
             hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.LinkResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportKv(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperflexis.worker.v1.WorkerService/ExportKv',
+            hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvRequest.SerializeToString,
+            hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvResponse.FromString,
             options,
             channel_credentials,
             insecure,

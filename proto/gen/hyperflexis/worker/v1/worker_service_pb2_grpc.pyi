@@ -34,10 +34,16 @@ class WorkerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> WorkerServiceAsyncStub: ...
     TokenFeed: _grpc.StreamStreamMultiCallable[_token_feed_pb2.TokenFeedRequest, _token_feed_pb2.TokenFeedResponse]
     Link: _grpc.StreamStreamMultiCallable[_worker_service_pb2.LinkRequest, _worker_service_pb2.LinkResponse]
-    """Worker <-> worker: metadata exchange and warm-up of a link. UNIMPLEMENTED until the KV plane."""
+    """What the engine of this worker must be told to read from that one's pool: asked by the reader, answered once,
+    each time it is asked. UNAVAILABLE while no engine serves, UNIMPLEMENTED where its caches do not move.
+    """
+    ExportKv: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ExportKvRequest, _worker_service_pb2.ExportKvResponse]
+    """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
+    NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
+    """
     ReadKv: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.ReadKvRequest, _worker_service_pb2.ReadKvResponse]
-    """The byte stream that always works, where no device-to-device transport does. UNIMPLEMENTED until the
-    KV plane.
+    """The byte stream that always works, where no device-to-device transport does. NOT_FOUND: the lease is over, or
+    does not hold these blocks.
     """
     ReleaseKv: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseKvRequest, _worker_service_pb2.ReleaseKvResponse]
     GetWeightManifest: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.GetWeightManifestRequest, _worker_service_pb2.GetWeightManifestResponse]
@@ -49,10 +55,16 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     TokenFeed: _aio.StreamStreamMultiCallable[_token_feed_pb2.TokenFeedRequest, _token_feed_pb2.TokenFeedResponse]  # type: ignore[assignment]
     Link: _aio.StreamStreamMultiCallable[_worker_service_pb2.LinkRequest, _worker_service_pb2.LinkResponse]  # type: ignore[assignment]
-    """Worker <-> worker: metadata exchange and warm-up of a link. UNIMPLEMENTED until the KV plane."""
+    """What the engine of this worker must be told to read from that one's pool: asked by the reader, answered once,
+    each time it is asked. UNAVAILABLE while no engine serves, UNIMPLEMENTED where its caches do not move.
+    """
+    ExportKv: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ExportKvRequest, _worker_service_pb2.ExportKvResponse]  # type: ignore[assignment]
+    """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
+    NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
+    """
     ReadKv: _aio.UnaryStreamMultiCallable[_worker_service_pb2.ReadKvRequest, _worker_service_pb2.ReadKvResponse]  # type: ignore[assignment]
-    """The byte stream that always works, where no device-to-device transport does. UNIMPLEMENTED until the
-    KV plane.
+    """The byte stream that always works, where no device-to-device transport does. NOT_FOUND: the lease is over, or
+    does not hold these blocks.
     """
     ReleaseKv: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ReleaseKvRequest, _worker_service_pb2.ReleaseKvResponse]  # type: ignore[assignment]
     GetWeightManifest: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.GetWeightManifestRequest, _worker_service_pb2.GetWeightManifestResponse]  # type: ignore[assignment]
@@ -73,7 +85,19 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_worker_service_pb2.LinkRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.LinkResponse], _abc.AsyncIterator[_worker_service_pb2.LinkResponse]]:
-        """Worker <-> worker: metadata exchange and warm-up of a link. UNIMPLEMENTED until the KV plane."""
+        """What the engine of this worker must be told to read from that one's pool: asked by the reader, answered once,
+        each time it is asked. UNAVAILABLE while no engine serves, UNIMPLEMENTED where its caches do not move.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportKv(
+        self,
+        request: _worker_service_pb2.ExportKvRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ExportKvResponse, _abc.Awaitable[_worker_service_pb2.ExportKvResponse]]:
+        """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
+        NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
+        """
 
     @_abc_1.abstractmethod
     def ReadKv(
@@ -81,8 +105,8 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_service_pb2.ReadKvRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_worker_service_pb2.ReadKvResponse], _abc.AsyncIterator[_worker_service_pb2.ReadKvResponse]]:
-        """The byte stream that always works, where no device-to-device transport does. UNIMPLEMENTED until the
-        KV plane.
+        """The byte stream that always works, where no device-to-device transport does. NOT_FOUND: the lease is over, or
+        does not hold these blocks.
         """
 
     @_abc_1.abstractmethod
