@@ -12,13 +12,14 @@ from hyperflexis_common.step_time import SEEDS, StepTimeModel
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.planner import Chunk
 from hyperflexis_worker.core.policy_planner import PolicyPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.core.step_policy import StepPolicy
-from hyperflexis_worker.modelled import ModelledExecutor, reference_tokens
+from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
 
 VOCAB = 1_000
 MODEL = SEEDS["test/tiny/tp1"]
@@ -49,6 +50,10 @@ def sequence(
     )
 
 
+def modelled(pool: BlockPool) -> ModelledExecutor:
+    return ModelledExecutor(VOCAB, MODEL, ModelledPool(pool.total, pool.block_tokens), sleep=lambda _: None)
+
+
 class Engine(RuleBasedStateMachine):
     """Random arrivals, cancellations and steps, a clock that moves, and pools that are often too small."""
 
@@ -71,7 +76,7 @@ class Engine(RuleBasedStateMachine):
             lengths.learn("", 0)  # growth is a surprise: sequences are preempted
         self.planner = PolicyPlanner(policy(kind, budget, limit, lengths), lengths)
         self.loop = StepLoop(self.planner, self.pool)
-        self.executor = ModelledExecutor(VOCAB, MODEL, sleep=lambda _: None)
+        self.executor = modelled(self.pool)
         self.live: dict[str, Sequence] = {}
         self.names = 0
         self.now_us = 0
@@ -146,9 +151,11 @@ TestEngine = Engine.TestCase
 TestEngine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
-def served(loop: StepLoop, planner: PolicyPlanner, model: StepTimeModel, now_us: int) -> list[tuple[int, list[str]]]:
+def served(
+    loop: StepLoop, planner: PolicyPlanner, model: StepTimeModel, now_us: int, device: ModelledExecutor
+) -> list[tuple[int, list[str]]]:
     """(end of step, who got a token) until nothing is left; steps take what the model says."""
-    device, log = ModelledExecutor(VOCAB, MODEL, sleep=lambda _: None), []
+    log = []
     while loop.busy:
         plan = loop.plan(now_us)
         took_us = int(model.predict_us(plan.shape))
@@ -167,13 +174,14 @@ def test_decodes_keep_their_tpot_while_a_long_prompt_is_prefilled() -> None:
         lengths = OutputLengths()
         made = SloPolicy(model, 8_192, 64, lengths) if kind == "slo" else ChunkedPolicy(model, 8_192, 64)
         planner = PolicyPlanner(made, lengths)
-        loop = StepLoop(planner, BlockPool(4_000, 64))
+        pool = BlockPool(4_000, 64)
+        loop = StepLoop(planner, pool)
         loop.add(sequence("tight", [1] * 100, 60, 0, 500_000, 30_000))
-        device = ModelledExecutor(VOCAB, MODEL, sleep=lambda _: None)
+        device = modelled(pool)
         plan = loop.plan(0)
         loop.commit(plan, device.execute(plan.chunks))
         loop.add(sequence("long", [2] * 100_000, 2, 0, 60_000_000, 200_000))
-        log = served(loop, planner, model, 0)
+        log = served(loop, planner, model, 0, device)
         times = [at for at, who in log if "tight" in who]
         gaps[kind] = (times[-1] - times[0]) / (len(times) - 1)
     assert gaps["slo"] <= 30_000 < gaps["fcfs"]
@@ -212,8 +220,34 @@ def test_the_dearest_is_left_behind_when_not_all_can_be_on_time(order: str) -> N
 def test_every_attempt_ends_in_tokens_or_a_reason(requests: list[tuple[int, int]]) -> None:
     model, lengths = SEEDS["h200/llama-3.1-8b/tp1"], OutputLengths()
     planner = PolicyPlanner(SloPolicy(model, 2_048, 16, lengths), lengths)
-    loop = StepLoop(planner, BlockPool(200, 16))
+    pool = BlockPool(200, 16)
+    loop = StepLoop(planner, pool)
     for number, (prompt, output) in enumerate(requests):
         loop.add(sequence(f"r{number}", [number] * prompt, output, 0, 1_500_000))
-    served(loop, planner, model, 0)
+    served(loop, planner, model, 0, modelled(pool))
     assert not loop.busy
+
+
+def test_one_that_was_attached_with_more_blocks_than_it_needs_yet_lends_them_to_nobody() -> None:
+    pool, lengths = BlockPool(12, 2), OutputLengths()
+    planner = PolicyPlanner(ChunkedPolicy(MODEL, 64, 8), lengths)
+    loop, device = StepLoop(planner, pool, lengths), modelled(pool)
+    for _ in range(2_000):
+        lengths.learn("", 0)
+    blocks = pool.allocate(8)
+    assert blocks is not None
+    attached = sequence("attached", [1] * 8, 4, 0, 10**9)
+    device.execute([Chunk(sequence_in(blocks, attached), 0, 4)])
+    loop.attach(attached, blocks, 4)
+    loop.add(sequence("other", [2] * 10, 2, 1, 10**9))  # five blocks, three are free
+    plan = loop.plan(0)
+    assert [chunk.sequence.request_id for chunk in plan.chunks] == ["attached"]
+    loop.commit(plan, device.execute(plan.chunks))
+    served(loop, planner, MODEL, 1, device)
+    assert attached.output == reference_tokens(attached.prompt, 7, 4, VOCAB) and pool.free == pool.usable
+
+
+def sequence_in(blocks: list[int], like: Sequence) -> Sequence:
+    copy = sequence("elsewhere", like.prompt, like.max_tokens, 0, like.ttft_us)
+    copy.blocks = blocks
+    return copy

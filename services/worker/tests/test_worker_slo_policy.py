@@ -60,6 +60,15 @@ def test_a_late_decode_does_not_freeze_prefill() -> None:
     assert choice.chunks
 
 
+def test_a_step_ends_before_the_first_tokens_that_it_makes_are_due() -> None:
+    # 30 ms of prefill due in 50, and a long prompt that would fill the step up to 150 ms: 1 + 30 + 19.
+    queue = queue_of(Prompt(0, 3_000, ttft_us=50_000.0), Prompt(1, 20_000, ttft_us=1e6))
+    choice = policy().choose(0.0, NO_DECODES, queue, Pool())
+    assert [(chunk.request.number, chunk.tokens) for chunk in choice.chunks] == [(0, 3_000), (1, 1_900)]
+    unasked = policy(SloRules(slack_share=1.0, margin_us=0.0, first_in_time=False))
+    assert [chunk.tokens for chunk in unasked.choose(0.0, NO_DECODES, queue, Pool()).chunks] == [3_000, 11_900]
+
+
 def test_the_longest_pause_counts_like_a_due_token() -> None:
     queue = queue_of(Prompt(0, 5_000, ttft_us=1e6))
     assert policy().choose(0.0, decoding(500_000.0, pause_us=24_000.0), queue, Pool()).budget_us == 24_000.0

@@ -16,7 +16,7 @@ from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import BudgetPlanner
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
-from hyperflexis_worker.modelled import ModelledExecutor, reference_tokens
+from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
 
 VOCAB = 1_000
 
@@ -36,8 +36,10 @@ def sequence(
     )
 
 
-def executor() -> ModelledExecutor:
-    return ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], sleep=lambda _: None)
+def executor(pool: BlockPool) -> ModelledExecutor:
+    modelled = ModelledPool(pool.total, pool.block_tokens)
+    modelled.states.fill(2**63 + 1)  # what nobody has written is not nothing
+    return ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], modelled, sleep=lambda _: None)
 
 
 class EngineMemory(RuleBasedStateMachine):
@@ -61,7 +63,7 @@ class EngineMemory(RuleBasedStateMachine):
         for _ in range(0 if foreseen else 500):
             lengths.learn("", 0)  # growth is a surprise: sequences are preempted
         self.loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), self.pool)
-        self.executor = executor()
+        self.executor = executor(self.pool)
         self.live: dict[str, Sequence] = {}
         self.names = 0
         self.idle_steps = 0
@@ -128,7 +130,8 @@ TestEngineMemory = EngineMemory.TestCase
     budget=st.integers(1, 40),
 )
 def test_tokens_do_not_depend_on_chunks_or_company(prompts: list[list[int]], budget: int) -> None:
-    loop, device = StepLoop(BudgetPlanner(budget, 8), BlockPool(200, 4)), executor()
+    pool = BlockPool(200, 4)
+    loop, device = StepLoop(BudgetPlanner(budget, 8), pool), executor(pool)
     sequences = [sequence(f"r{i}", prompt, 5, arrival_us=i) for i, prompt in enumerate(prompts)]
     for one in sequences:
         loop.add(one)
@@ -156,8 +159,9 @@ def test_a_long_one_ends_although_short_and_urgent_ones_keep_coming(
     lengths = OutputLengths()
     for _ in range(0 if foreseen else 500):
         lengths.learn("", 0)
-    loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), BlockPool(blocks, 4, prefix_cache))
-    device, ended = executor(), False
+    pool = BlockPool(blocks, 4, prefix_cache)
+    loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), pool)
+    device, ended = executor(pool), False
     long = sequence("long", list(range(36)), 18, arrival_us=30)
     long.ttft_us = 50
     for step in range(1_000):
@@ -184,7 +188,8 @@ def test_a_stop_token_ends_a_sequence_but_not_before_min_tokens() -> None:
     for min_tokens, expected in ((0, 3), (5, 10)):
         one = sequence("r", prompt, 10)
         one.sampling = Sampling(seed=7, stop_token_ids=frozenset({tokens[2]}), min_tokens=min_tokens)
-        loop, device = StepLoop(BudgetPlanner(16, 8), BlockPool(50, 4)), executor()
+        pool = BlockPool(50, 4)
+        loop, device = StepLoop(BudgetPlanner(16, 8), pool), executor(pool)
         loop.add(one)
         while loop.busy:
             plan = loop.plan(0)
@@ -197,7 +202,8 @@ def test_a_spliced_token_breaks_all_later_ones() -> None:
     reference = reference_tokens(prompt, 7, 8, VOCAB)
     wrong = [*reference[:3], (reference[3] + 1) % VOCAB]
     one = sequence("r", prompt, 8, wrong)
-    loop, device = StepLoop(BudgetPlanner(16, 8), BlockPool(50, 4)), executor()
+    pool = BlockPool(50, 4)
+    loop, device = StepLoop(BudgetPlanner(16, 8), pool), executor(pool)
     loop.add(one)
     while loop.busy:
         plan = loop.plan(0)
@@ -207,7 +213,7 @@ def test_a_spliced_token_breaks_all_later_ones() -> None:
 
 def test_a_prefix_is_computed_once_and_its_last_token_always() -> None:
     pool = BlockPool(20, 4)
-    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor()
+    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor(pool)
 
     def run(name: str, prompt: list[int]) -> Sequence:
         one = sequence(name, prompt, 1)
@@ -228,7 +234,7 @@ def test_a_prefix_is_computed_once_and_its_last_token_always() -> None:
 
 def test_two_that_run_share_the_blocks_of_their_prefix() -> None:
     pool = BlockPool(10, 4)
-    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor()
+    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor(pool)
     for name in ("a", "b"):
         loop.add(sequence(name, list(range(9)), 3))
         plan = loop.plan(0)
@@ -248,7 +254,7 @@ def test_admission_leaves_room_for_what_runs_to_grow() -> None:
     loop = StepLoop(BudgetPlanner(64, 8, lengths=lengths), pool, lengths)
     for name in ("a", "b"):
         loop.add(sequence(name, [1, 2, 3, 4], 20))
-    device = executor()
+    device = executor(pool)
     plan = loop.plan(0)
     assert [chunk.sequence.request_id for chunk in plan.chunks] == ["a"]  # 6 blocks each, 10 there
     loop.commit(plan, device.execute(plan.chunks))
@@ -287,7 +293,7 @@ def test_a_step_says_whose_blocks_it_took() -> None:
     loop = StepLoop(BudgetPlanner(100, 8, "fcfs", surprised), pool, surprised)
     for index, name in enumerate("ab"):
         loop.add(sequence(name, [index + 1] * 8, max_tokens=12, arrival_us=index))
-    device, preempted = executor(), []
+    device, preempted = executor(pool), []
     while loop.busy:
         plan = loop.plan(0)
         result = loop.commit(plan, device.execute(plan.chunks))

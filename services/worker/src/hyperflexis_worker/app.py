@@ -70,6 +70,7 @@ class Worker:
         core = WorkerCore(self._profile(ready, address), ROLES[settings.role])
         telemetry = GpuTelemetry(settings.device)
         self._shell = Shell(settings, core, self._engine, self._clock, WorkerMetrics(self._registry), telemetry)
+        self._shell.moving.engine_ready(ready)
         worker_service_pb2_grpc.add_WorkerServiceServicer_to_server(
             WorkerService(self._shell, self.key), self._server.grpc
         )
@@ -119,6 +120,7 @@ class Worker:
     def _profile(self, ready: EngineReady, address: str) -> WorkerProfile:
         settings = self.settings
         scale = settings.time_scale if settings.engine == "modelled" else 1.0
+        moves = bool(ready.kv_name)
         return WorkerProfile(
             key=self.key,
             address=address,
@@ -128,8 +130,8 @@ class Worker:
                 step_planned=ready.step_planned,
                 max_num_tokens=settings.max_num_tokens,
                 max_num_seqs=settings.max_num_seqs,
-                kv_ticket=capability_pb2.KV_TICKET_KIND_NONE,
-                migrate=capability_pb2.MIGRATE_KIND_REPREFILL,
+                kv_ticket=capability_pb2.KV_TICKET_KIND_BLOCKS if moves else capability_pb2.KV_TICKET_KIND_NONE,
+                migrate=capability_pb2.MIGRATE_KIND_LIVE if moves else capability_pb2.MIGRATE_KIND_REPREFILL,
                 rng=capability_pb2.RNG_KIND_COUNTER,
                 weights=capability_pb2.WEIGHTS_KIND_NONE,
                 context_length=min(ready.context_length, (ready.total_blocks - 1) * ready.block_tokens),
@@ -139,6 +141,7 @@ class Worker:
             ),
             total_blocks=ready.total_blocks,
             block_tokens=ready.block_tokens,
+            block_bytes=ready.block_bytes,
             eos_token_ids=frozenset(ready.eos_token_ids),
             gpu_type=settings.gpu_type,
             tags=tuple(sorted(settings.tags.items())),

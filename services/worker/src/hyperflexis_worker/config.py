@@ -59,6 +59,12 @@ class WorkerSettings(ServiceSettings):
     """Seed of the step-time model: gpu/model/tp, or a file that `hyperflexis profile` wrote."""
     time_scale: float = Field(default=1.0, ge=0)
     """Modelled engine: step times are multiplied by this."""
+    kv_transports: list[Literal["peer", "nixl", "grpc"]] | None = None
+    """How caches move between workers, best first: mapped memory of a GPU on the same host, NIXL, the workers' own
+    gRPC. One that is not to be had here is left out. Empty = caches do not move. Not given: all of them, peer on
+    a GPU only; grpc alone for the modelled engine, of which there may be many on one machine."""
+    kv_reads: int = Field(default=4, ge=1)
+    """Caches read from other workers at once."""
     role: Literal["mixed", "prefill", "decode"] = "mixed"
     """What the dispatcher may send at first."""
     gpu_type: str = "cpu"
@@ -73,6 +79,15 @@ class WorkerSettings(ServiceSettings):
     """On SIGTERM: how long running requests may go on while the worker drains."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log lines written."""
+
+    @property
+    def transports(self) -> list[str]:
+        """`kv_transports`, or what stands for it."""
+        if self.kv_transports is not None:
+            return list(self.kv_transports)
+        if self.engine == "modelled":
+            return ["grpc"]
+        return ["peer", "nixl", "grpc"] if self.device.startswith("cuda") else ["nixl", "grpc"]
 
     def served_model(self) -> ModelSettings:
         """The model this worker serves. Raises ValueError where it is not configured."""

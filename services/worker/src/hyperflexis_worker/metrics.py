@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine import frames, kv_frames
 
 
 class WorkerMetrics:
@@ -32,6 +32,21 @@ class WorkerMetrics:
             "Mean absolute relative error of recent step-time predictions.",
             registry=registry,
         )
+        self.held_blocks = Gauge(
+            "hyperflexis_worker_kv_blocks_held",
+            "KV blocks held for requests that come from, or go to, other workers.",
+            ["held_as"],
+            registry=registry,
+        )
+        self.moved_bytes = Counter(
+            "hyperflexis_worker_kv_read_bytes",
+            "Bytes of caches read from other workers.",
+            ["transport"],
+            registry=registry,
+        )
+        self.failed_reads = Counter(
+            "hyperflexis_worker_kv_reads_failed", "Reads of caches that failed.", ["transport"], registry=registry
+        )
         self.engine_restarts = Counter(
             "hyperflexis_worker_engine_restarts", "Lives of the engine lost.", registry=registry
         )
@@ -44,6 +59,20 @@ class WorkerMetrics:
         self.running.set(event.load.running)
         self.free_blocks.set(event.load.free_blocks)
         self.cached_blocks.set(event.load.cached_blocks)
+        for held, blocks in (
+            ("leased", event.load.leased_blocks),
+            ("reserved", event.load.reserved_blocks),
+            ("quarantined", event.load.quarantined_blocks),
+        ):
+            self.held_blocks.labels(held).set(blocks)
         self.prefix_hit_tokens.inc(sum(ended.cached_tokens for ended in event.ended))
         if event.step_time is not None:
             self.step_time_error.set(event.step_time.errors.mean)
+
+    def pulled(self, event: kv_frames.Pulled) -> None:
+        """A read is over; one that never began has no transport."""
+        transport = event.transport or "none"
+        if event.error:
+            self.failed_reads.labels(transport).inc()
+        else:
+            self.moved_bytes.labels(transport).inc(event.bytes)

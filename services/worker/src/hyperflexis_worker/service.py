@@ -1,4 +1,5 @@
-"""The worker's gRPC face: the token feed. KV and weight calls answer UNIMPLEMENTED until those planes exist."""
+"""The worker's gRPC face: the token feed for routers, moves for other workers. Weight calls answer UNIMPLEMENTED until
+that plane exists."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.first_message import FIRST_MESSAGE_S
 from hyperflexis_common.outbox import Outbox
 from hyperflexis_common.server import cancel_all
+from hyperflexis_worker.moving import Refused
 from hyperflexis_worker.shell import Shell
 
 Requests = AsyncIterator[token_feed_pb2.TokenFeedRequest]
@@ -71,20 +73,38 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             outbox.close()
 
     async def Link(self, request_iterator: Any, context: Any) -> AsyncIterator[worker_service_pb2.LinkResponse]:
-        await _not_here(context, "links between workers")
-        yield worker_service_pb2.LinkResponse()
+        async for _ in request_iterator:
+            try:
+                yield self._shell.moving.link_asked()
+            except Refused as error:
+                await context.abort(error.code, str(error))
+
+    async def ExportKv(
+        self, request: worker_service_pb2.ExportKvRequest, context: Any
+    ) -> worker_service_pb2.ExportKvResponse:
+        try:
+            return await self._shell.moving.export_asked(request)
+        except Refused as error:
+            await context.abort(error.code, str(error))
+            raise AssertionError("abort raises") from None
 
     async def ReadKv(
         self, request: worker_service_pb2.ReadKvRequest, context: Any
     ) -> AsyncIterator[worker_service_pb2.ReadKvResponse]:
-        await _not_here(context, "KV transfer")
-        yield worker_service_pb2.ReadKvResponse()
+        try:
+            async for response in self._shell.moving.read_asked(request):
+                yield response
+        except Refused as error:
+            await context.abort(error.code, str(error))
 
     async def ReleaseKv(
         self, request: worker_service_pb2.ReleaseKvRequest, context: Any
     ) -> worker_service_pb2.ReleaseKvResponse:
-        await _not_here(context, "KV transfer")
-        return worker_service_pb2.ReleaseKvResponse()
+        try:
+            return worker_service_pb2.ReleaseKvResponse(held=await self._shell.moving.release_asked(request.lease_id))
+        except Refused as error:
+            await context.abort(error.code, str(error))
+            raise AssertionError("abort raises") from None
 
     async def GetWeightManifest(
         self, request: worker_service_pb2.GetWeightManifestRequest, context: Any

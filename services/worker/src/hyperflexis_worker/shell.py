@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Iterable
-from typing import cast
 
 import structlog
 
-from hyperflexis.common.v1 import capability_pb2, sampling_pb2, slo_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
-from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.outbox import Outbox, OutboxFull
@@ -27,13 +24,14 @@ from hyperflexis_worker.core.effects import (
     ToFeed,
     ToScheduler,
 )
-from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.worker import WorkerCore
-from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine import frames, kv_frames
 from hyperflexis_worker.engine.handle import EngineHandle
 from hyperflexis_worker.metrics import WorkerMetrics
+from hyperflexis_worker.moving import Moving
 from hyperflexis_worker.scheduler_link import SchedulerLink
 from hyperflexis_worker.telemetry import GpuTelemetry
+from hyperflexis_worker.translation import add_frame, engine_event
 
 log = structlog.get_logger(__name__)
 
@@ -71,6 +69,7 @@ class Shell:
         self._applying = False
         self._killed: EngineHandle | None = None
         self.link = SchedulerLink(settings.schedulers, core, self.apply, clock)
+        self.moving = Moving(core, lambda frame: self._engine.send(frame), self.apply, clock, metrics)
         self.leaving = asyncio.Event()
         """Set when this process has no business in the cluster any more."""
 
@@ -112,8 +111,8 @@ class Shell:
                 self._to_feed(feed, message)
             case ToScheduler(message):
                 self.link.send(message)
-            case AddSequence():
-                self._engine.send(_add_frame(effect, self._clock.now_us()))
+            case AddSequence(number, sequence):
+                self._engine.send(add_frame(number, sequence, self._clock.now_us()))
             case DropSequence(request_id, attempt):
                 self._engine.send(frames.Drop(request_id, *attempt))
             case RevokeSequence(request_id, attempt):
@@ -123,6 +122,8 @@ class Shell:
             case Leave(reason):
                 log.error("the scheduler has no place for this worker", reason=reason)
                 self.leaving.set()
+            case _:
+                self.moving.carry_out(effect)
 
     def _to_feed(self, feed: int, message: token_feed_pb2.TokenFeedResponse) -> None:
         outbox = self._feeds.get(feed)
@@ -165,6 +166,7 @@ class Shell:
                     lives = 0
             log.error("the engine died, starting it again", pid=self._engine.pid)
             self._metrics.engine_restarts.inc()
+            self.moving.engine_lost()
             self.apply(self._core.engine_lost("the engine process ended", self._clock.now_us()))
             await self._engine.stop(grace_s=0.2)
             await asyncio.sleep(ENGINE_RESTART_S[min(lives, len(ENGINE_RESTART_S) - 1)])
@@ -177,7 +179,7 @@ class Shell:
         match event:
             case frames.Stepped():
                 self._metrics.stepped(event)
-                self.apply(self._core.engine_stepped(_engine_event(event), now_us))
+                self.apply(self._core.engine_stepped(engine_event(event), now_us))
             case frames.Revoked():
                 attempt = Attempt(event.leader_epoch, event.seq)
                 self.apply(self._core.engine_revoked(event.request_id, attempt, event.dropped, now_us))
@@ -186,9 +188,16 @@ class Shell:
                     log.error("the engine came back with other weights")
                     self.leaving.set()
                     return
+                self.moving.engine_ready(event)
                 self.apply(self._core.engine_ready(now_us))
             case frames.EngineFailed():
                 log.error("the engine failed", message=event.message)
+            case kv_frames.Wedged():
+                log.error("a transfer does not end: only a new process is safe", message=event.message)
+                self.apply(self._core.drain(now_us))
+                self.leaving.set()
+            case _:
+                self.moving.engine_event(event)
 
     async def drain(self, grace_s: float) -> None:
         """Takes nothing new; returns when nothing runs, or after the grace."""
@@ -199,71 +208,5 @@ class Shell:
                     await asyncio.sleep(0.05)
 
     async def stop_engine(self) -> None:
+        await self.moving.close()
         await self._engine.stop()
-
-
-def _add_frame(add: AddSequence, now_us: int) -> frames.Add:
-    sequence = add.sequence
-    return frames.Add(
-        number=add.number,
-        request_id=sequence.request_id,
-        leader_epoch=sequence.attempt.leader_epoch,
-        seq=sequence.attempt.seq,
-        prompt=packing.pack(sequence.prompt),
-        committed=packing.pack(sequence.output),
-        max_tokens=sequence.max_tokens,
-        sampling=sequence.sampling,
-        arrival_us=sequence.arrival_us,
-        ttft_us=sequence.ttft_us,
-        tpot_us=sequence.tpot_us,
-        weight=sequence.weight,
-        tier=sequence.tier,
-        max_gap_us=sequence.max_gap_us,
-        tenant=sequence.tenant,
-        sent_us=now_us,
-    )
-
-
-def _engine_event(stepped: frames.Stepped) -> EngineEvent:
-    load = stepped.load
-    return EngineEvent(
-        adds_applied=stepped.adds_applied,
-        waiting=load.waiting,
-        running=load.running,
-        queued_prefill_tokens=load.queued_prefill_tokens,
-        queued_prefill_us=load.queued_prefill_us,
-        prefill_share=load.prefill_share,
-        decode_context_tokens=load.decode_context_tokens,
-        free_blocks=load.free_blocks,
-        steps=load.steps,
-        tokens=[
-            NewTokens(t.request_id, Attempt(t.leader_epoch, t.seq), t.start_index, t.packed, t.logprobs)
-            for t in stepped.tokens
-        ],
-        started=[(request_id, Attempt(epoch, seq)) for request_id, epoch, seq in stepped.started],
-        ended=[
-            EndedAttempt(
-                e.request_id,
-                Attempt(e.leader_epoch, e.seq),
-                cast("sampling_pb2.FinishReason.ValueType", e.reason),
-                e.stop_token_id,
-                e.message,
-                e.cached_tokens,
-            )
-            for e in stepped.ended
-        ],
-        step_time=_step_time(stepped.step_time),
-        given_up=[
-            (g.request_id, Attempt(g.leader_epoch, g.seq), slo_pb2.Decision.FromString(g.decision))
-            for g in stepped.given_up
-        ],
-        preempted=[(request_id, Attempt(epoch, seq), tokens) for request_id, epoch, seq, tokens in stepped.preempted],
-    )
-
-
-def _step_time(fitted: frames.StepTime | None) -> capability_pb2.StepTimeModel | None:
-    if fitted is None:
-        return None
-    message = fitted.model.proto()
-    message.mean_error, message.samples = fitted.errors.mean, fitted.errors.samples
-    return message

@@ -1,11 +1,12 @@
-"""What the worker's core wants done."""
+"""What the worker's core wants done. Those with a `number` are answered by an event that repeats it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 
 from hyperflexis.scheduler.v1 import worker_session_pb2
-from hyperflexis.worker.v1 import token_feed_pb2
+from hyperflexis.worker.v1 import token_feed_pb2, worker_service_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.sequence import Sequence
 
@@ -19,6 +20,9 @@ class ToScheduler:
 class ToFeed:
     feed: int
     message: token_feed_pb2.TokenFeedResponse
+
+
+# --- to the engine ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,109 @@ class RevokeSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportCache:
+    """Lease the blocks that the attempt has filled from `from_block` on; `final` takes it out of the engine."""
+
+    number: int
+    request_id: str
+    attempt: Attempt
+    from_block: int
+    lease_id: int
+    lease_us: int
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EndLease:
+    """Nobody waits for the answer."""
+
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveBlocks:
+    request_id: str
+    attempt: Attempt
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnreserveBlocks:
+    request_id: str
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEngine:
+    """Make it able to read from that engine's pool; answered by `linked`."""
+
+    engine: str
+    metadata: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PullBlocks:
+    """Read a peer's leased blocks into the reservation, from its block `first_block` on."""
+
+    number: int
+    request_id: str
+    attempt: Attempt
+    engine: str
+    lease_id: int
+    first_block: int
+    blocks: Rows[int]
+    within_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachSequence:
+    """Its first `computed` tokens are in its reservation: it goes on from there."""
+
+    number: int
+    sequence: Sequence
+    computed: int
+
+
+# --- to another worker -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AskExport:
+    number: int
+    address: str
+    request: worker_service_pb2.ExportKvRequest
+
+
+@dataclass(frozen=True, slots=True)
+class AskLink:
+    number: int
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class AskRelease:
+    """`number` 0: nobody waits for the answer."""
+
+    number: int
+    address: str
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerExport:
+    """To the worker that asked under this number of the shell's; without a response, `error` says why."""
+
+    number: int
+    response: worker_service_pb2.ExportKvResponse | None
+    error: str = ""
+    full: bool = False
+    """It is here, but too much of the pool is leased."""
+
+
+# --- to this process -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
 class DropScheduler:
     """End the session; a new one begins with a Snapshot."""
 
@@ -57,4 +164,23 @@ class Leave:
     reason: str
 
 
-Effect = ToScheduler | ToFeed | AddSequence | DropSequence | RevokeSequence | DropScheduler | Leave
+Effect = (
+    ToScheduler
+    | ToFeed
+    | AddSequence
+    | DropSequence
+    | RevokeSequence
+    | ExportCache
+    | EndLease
+    | ReserveBlocks
+    | UnreserveBlocks
+    | LinkEngine
+    | PullBlocks
+    | AttachSequence
+    | AskExport
+    | AskLink
+    | AskRelease
+    | AnswerExport
+    | DropScheduler
+    | Leave
+)

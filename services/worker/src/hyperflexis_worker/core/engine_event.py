@@ -44,6 +44,9 @@ class EngineEvent:
     prefill_share: float = 0.0
     decode_context_tokens: int = 0
     free_blocks: int = 0
+    leased_blocks: int = 0
+    quarantined_blocks: int = 0
+    reserved_blocks: int = 0
     steps: int = 0
     tokens: list[NewTokens] = field(default_factory=list)
     started: list[tuple[str, Attempt]] = field(default_factory=list)

@@ -10,9 +10,10 @@ from hyperflexis_worker.core.engine_event import EngineEvent
 class EngineView:
     """`total_blocks` counts the one block that belongs to nobody; the load that is reported does not."""
 
-    def __init__(self, total_blocks: int, block_tokens: int) -> None:
+    def __init__(self, total_blocks: int, block_tokens: int, block_bytes: int) -> None:
         self._total_blocks = total_blocks - 1
         self._block_tokens = block_tokens
+        self._block_bytes = block_bytes
         self._event = EngineEvent(free_blocks=self._total_blocks)
         self._stepped_us = 0
         self._adds = 0
@@ -70,7 +71,13 @@ class EngineView:
             prefill_share=round(event.prefill_share, 2),
             decode_context_tokens=event.decode_context_tokens,
             kv=capability_pb2.KvPoolStats(
-                total_blocks=self._total_blocks, free_blocks=event.free_blocks, block_tokens=self._block_tokens
+                total_blocks=self._total_blocks,
+                free_blocks=event.free_blocks,
+                block_tokens=self._block_tokens,
+                leased_blocks=event.leased_blocks,
+                quarantined_blocks=event.quarantined_blocks,
+                reserved_blocks=event.reserved_blocks,
+                block_bytes=self._block_bytes,
             ),
             steps=event.steps,
             stalled_us=max(now_us - self._stepped_us, 0) // 100_000 * 100_000 if self.busy else 0,

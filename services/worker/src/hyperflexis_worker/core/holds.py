@@ -9,12 +9,13 @@ Both are owners like any other, so the pool needs to know nothing of them.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hyperflexis_worker.core.blocks import BlockPool
 
 PIN_SHARE = 0.3
-"""Of the pool, leased at most: beyond it an export decodes in place instead."""
+"""Of the pool, in leases whose sequence has left, at most: beyond it the next one stays and decodes in place. What a
+sequence that runs here owns anyway is leased without limit, and a sequence of any size may leave alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Lease:
     generations: tuple[int, ...]
     """Of those blocks at grant: a reader checks that they did not change."""
     until_us: int
+    alone: bool = False
+    """Its sequence has left: what it holds is of use to its reader only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +47,33 @@ class Holds:
         self._transfers: dict[int, Transfer] = {}
         self._next = 1
 
+    def __bool__(self) -> bool:
+        """Whether anything is held."""
+        return bool(self._leases or self._transfers)
+
+    @property
+    def limit(self) -> int:
+        """Blocks that leases may hold alone."""
+        return self._limit
+
+    @property
+    def next_end_us(self) -> int | None:
+        """When the next lease ends, or the next transfer is overdue."""
+        ends = [lease.until_us for lease in self._leases.values()]
+        return min((*ends, *(transfer.due_us for transfer in self._transfers.values())), default=None)
+
     @property
     def leased_blocks(self) -> int:
         return len({block for lease in self._leases.values() for block in lease.blocks})
 
     @property
     def quarantined_blocks(self) -> int:
-        return len({block for transfer in self._transfers.values() for block in transfer.blocks})
+        return len(self.quarantined)
+
+    @property
+    def quarantined(self) -> set[int]:
+        """Blocks that a transfer may still write to."""
+        return {block for transfer in self._transfers.values() for block in transfer.blocks}
 
     @property
     def blocks(self) -> Iterable[int]:
@@ -60,16 +83,36 @@ class Holds:
         for transfer in self._transfers.values():
             yield from transfer.blocks
 
-    def lease(self, blocks: Iterable[int], until_us: int) -> Lease | None:
-        """Pins owned blocks for a reader elsewhere; None where that would pin too much of the pool."""
+    def lease(self, blocks: Iterable[int], until_us: int, alone: bool = False) -> Lease | None:
+        """Pins owned blocks for a reader elsewhere. `alone`: their sequence leaves; None where that would pin too much
+        of the pool."""
         wanted = tuple(blocks)
-        pinned = {block for lease in self._leases.values() for block in lease.blocks}
-        if len(pinned.union(wanted)) > self._limit:
+        if alone and not self._may_pin(wanted):
             return None
         self._pool.share(wanted)
-        lease = Lease(self._take_id(), wanted, tuple(self._pool.generations[block] for block in wanted), until_us)
+        lease = Lease(self._take_id(), wanted, self._generations(wanted), until_us, alone)
         self._leases[lease.lease_id] = lease
         return lease
+
+    def extend(self, lease_id: int, blocks: Iterable[int], until_us: int, alone: bool = False) -> Lease | None:
+        """The lease lasts until then, and takes in those of the blocks that it does not have. `alone` as in `lease`;
+        None, and nothing changed, where that would pin too much. Raises KeyError for a lease that has ended."""
+        lease = self._leases[lease_id]
+        has = set(lease.blocks)
+        fresh = tuple(block for block in blocks if block not in has)
+        if alone and not self._may_pin(lease.blocks + fresh):
+            return None
+        self._pool.share(fresh)
+        generations = lease.generations + self._generations(fresh)
+        grown = replace(
+            lease, blocks=lease.blocks + fresh, generations=generations, until_us=until_us, alone=lease.alone or alone
+        )
+        self._leases[lease_id] = grown
+        return grown
+
+    def get(self, lease_id: int) -> Lease | None:
+        """None where it has ended."""
+        return self._leases.get(lease_id)
 
     def release(self, lease_id: int) -> bool:
         """Ends a lease; False where it had ended already."""
@@ -100,6 +143,13 @@ class Holds:
     def overdue(self, now_us: int) -> list[Transfer]:
         """Transfers that should have been over: drain and restart this worker."""
         return [transfer for transfer in self._transfers.values() if transfer.due_us <= now_us]
+
+    def _may_pin(self, blocks: tuple[int, ...]) -> bool:
+        pinned = {block for lease in self._leases.values() if lease.alone for block in lease.blocks}
+        return not pinned or len(pinned.union(blocks)) <= self._limit
+
+    def _generations(self, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(self._pool.generations[block] for block in blocks)
 
     def _take_id(self) -> int:
         self._next += 1

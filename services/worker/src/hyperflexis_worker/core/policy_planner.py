@@ -200,7 +200,9 @@ class _PoolRoom:
     def take(self, request: Waiting) -> None:
         assert isinstance(request, Sequence)
         if request.blocks:
-            self._free = max(self._free - self._pool.blocks_for(request.num_tokens) + len(request.blocks), 0)
+            # One that was attached may have more blocks than it needs yet: they are no others'.
+            more = max(self._pool.blocks_for(request.num_tokens) - len(request.blocks), 0)
+            self._free = max(self._free - more, 0)
             return
         self._free -= self._needed(request, list(self._cached[request]))
         self._growth += self._expected(request, self._pool.blocks_for(request.num_tokens))

@@ -23,6 +23,7 @@ class Reporter:
         self._report_seq = 0
         self._updates: list[tuple[worker_session_pb2.RequestUpdate, int | None]] = []
         """With when it happened, where that is to be told."""
+        self._at_once = False
         self._sent_us = 0
         self._sent_load = b""
         self._sent_standing: Standing | None = None
@@ -33,6 +34,7 @@ class Reporter:
         self.interval_us = interval_us or self.interval_us
         self._report_seq = 0
         self._updates = []
+        self._at_once = False
         self._sent(load, standing, now_us)
 
     def update(
@@ -43,8 +45,12 @@ class Reporter:
         output_tokens: int = 0,
         decision: slo_pb2.Decision | None = None,
         at_us: int | None = None,
+        *,
+        at_once: bool = False,
     ) -> None:
-        """`at_us`: when it happened, for those who ask later how a request went."""
+        """`at_us`: when it happened, for those who ask later how a request went. `at_once`: it stands still until the
+        scheduler has heard of this."""
+        self._at_once |= at_once
         update = worker_session_pb2.RequestUpdate(
             request_id=request_id,
             attempt=attempt.proto(),
@@ -56,7 +62,7 @@ class Reporter:
 
     def ripe(self, standing: Standing, now_us: int) -> bool:
         """Is it worth asking `due`?"""
-        if standing != self._sent_standing:
+        if self._at_once or standing != self._sent_standing:
             return True  # rare, and until it is known requests come that must go elsewhere, or wait for no reason
         return now_us - self._sent_us >= (NEWS_INTERVAL_US if self._updates else LOAD_INTERVAL_US)
 
@@ -75,6 +81,7 @@ class Reporter:
     ) -> worker_session_pb2.Report:
         self._report_seq += 1
         updates, self._updates = self._updates, []
+        self._at_once = False
         for update, at_us in updates:
             if at_us is not None and now_us > at_us:
                 update.decision.age_us = now_us - at_us

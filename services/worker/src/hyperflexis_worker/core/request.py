@@ -77,14 +77,25 @@ class Request:
     def grace_us(self) -> int:
         return self.start.detach_grace_us if self.start is not None else 0
 
-    def take(self, new: NewTokens) -> bool:
-        """Appends new tokens. False where they do not continue what is here: the engine is broken."""
+    def begin(self, start: token_feed_pb2.Start) -> None:
+        """What its router says; it goes on after the committed tokens."""
+        self.start = start
+        self.tokens = bytearray(start.committed)
+        self.crc = packing.extend_crc(0, start.committed)
+
+    def take_over(self, start: token_feed_pb2.Start, now_us: int) -> None:
+        """It came with its cache, from where it had made the committed tokens."""
+        self.begin(start)
+        self.phase = worker_session_pb2.REQUEST_PHASE_DECODE
+        self.queued_us = self.started_us = self.first_token_us = now_us
+
+    def take(self, new: NewTokens) -> None:
+        """Appends new tokens. Raises AssertionError where they do not continue what is here: the engine is broken."""
         if new.start_index != self.count:
-            return False
+            raise AssertionError(f"the engine sent index {new.start_index} where {self.count} was due")
         self.tokens += new.packed
         self.logprobs += new.logprobs
         self.crc = packing.extend_crc(self.crc, new.packed)
-        return True
 
     def logprobs_from(self, start_index: int) -> list[TokenLogprobs | None]:
         """Of tokens [start_index, count): None for those that an earlier attempt made. Empty where nobody asked."""

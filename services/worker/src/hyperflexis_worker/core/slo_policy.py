@@ -49,6 +49,8 @@ class SloRules:
     patience: float = 0.1
     """Share of its TTFT that a request left behind waits for a better turn before it is given up."""
     give_up: bool = True
+    first_in_time: bool = True
+    """A step ends before the first tokens that it makes are due."""
     budget: bool = True
     """Chunks set by the decodes' slack; else `max_tokens` alone bounds a step."""
 
@@ -81,7 +83,7 @@ class SloPolicy:
         key = self._order(now_us, queue, choice) if len(queue) else _NOBODY
         choice.budget_us = self._budget_us(now_us, decodes, queue, key)
         if len(queue):
-            self._fill(key, decodes, queue, room, choice)
+            self._fill(now_us, key, decodes, queue, room, choice)
         return choice
 
     def stepped(
@@ -107,6 +109,11 @@ class SloPolicy:
 
     def learn_output(self, tier: str, tokens: int) -> None:
         self._lengths.learn(tier, tokens)
+
+    @property
+    def pace(self) -> float:
+        """Actual over predicted step time."""
+        return self._pace
 
     @property
     def prefill_share(self) -> float:
@@ -217,12 +224,14 @@ class SloPolicy:
         """The step that runs before any of this, about."""
         return 10_000.0
 
-    def _fill(self, key: Floats, decodes: Decodes, queue: PrefillQueue, room: Room, choice: StepChoice) -> None:
+    def _fill(
+        self, now_us: float, key: Floats, decodes: Decodes, queue: PrefillQueue, room: Room, choice: StepChoice
+    ) -> None:
         model, rules = self.model, self.rules
         tokens, sequences = decodes.count, decodes.count
-        budget_us = math.inf
+        used_us, budget_us = self._fixed_us(decodes), math.inf
         if rules.budget:
-            budget_us = choice.budget_us / self._pace - self._fixed_us(decodes)
+            budget_us = choice.budget_us / self._pace - used_us
         while tokens < self._max_tokens:
             at = int(key.argmin())
             if key[at] == np.inf:
@@ -243,7 +252,13 @@ class SloPolicy:
                 chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)
             room.take(request)
             choice.chunks.append(Chosen(request, chunk))
-            budget_us -= model.chunk_us(tokens, chunk, offer.context)
+            chunk_us = model.chunk_us(tokens, chunk, offer.context)
+            used_us, budget_us = used_us + chunk_us, budget_us - chunk_us
+            if chunk == offer.tokens and not request.made:
+                # Its first token comes when the whole step is over: what else is in it must not make it late.
+                within_us = (request.due_us - now_us) * rules.slack_share - rules.margin_us
+                left_us = within_us / self._pace - used_us
+                budget_us = min(budget_us, max(left_us, 0.0) if rules.first_in_time else budget_us)
             tokens += chunk
             sequences += 1
 

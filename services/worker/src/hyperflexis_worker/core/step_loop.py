@@ -91,6 +91,30 @@ class StepLoop:
         sequence.number = self._added
         self._waiting[sequence.request_id] = sequence
 
+    def find(self, request_id: str, attempt: Attempt) -> Sequence | None:
+        """The sequence of exactly this attempt."""
+        sequence = self._running.get(request_id) or self._waiting.get(request_id)
+        return sequence if sequence is not None and sequence.attempt == attempt else None
+
+    def detach(self, sequence: Sequence) -> None:
+        """It goes on elsewhere. Its blocks lose it as an owner: share them first with whom they are for."""
+        self._drop(sequence)
+
+    def attach(self, sequence: Sequence, blocks: list[int], computed: int) -> None:
+        """A sequence goes on here, of which the first `computed` tokens are in `blocks`; it owns them from now on.
+
+        It runs at once, however many do already: it was running where it came from. Raises ValueError as `add` does,
+        and where the blocks are too few or nothing is left to compute; then they stay the caller's.
+        """
+        if not 0 <= computed < sequence.num_tokens:
+            raise ValueError(f"{computed} of {sequence.num_tokens} tokens computed: one at least must be left")
+        if self._pool.blocks_for(computed) > len(blocks):
+            raise ValueError(f"{computed} tokens do not fit in {len(blocks)} blocks")
+        self.add(sequence)
+        self._running[sequence.request_id] = self._waiting.pop(sequence.request_id)
+        sequence.blocks, sequence.published, sequence.computed = blocks, 0, computed
+        self._publish(sequence)
+
     def cancel(self, request_id: str, attempt: Attempt | None = None) -> Sequence | None:
         """Drops a sequence and frees its blocks; with `attempt`, only that attempt or an older one."""
         sequence = self._running.get(request_id) or self._waiting.get(request_id)

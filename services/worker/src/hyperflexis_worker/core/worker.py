@@ -15,6 +15,8 @@ from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_worker.core.effects import DropScheduler, Effect, Leave, ToFeed, ToScheduler
 from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.feed import Feed
+from hyperflexis_worker.core.move_event import MoveEvent
+from hyperflexis_worker.core.moves import Moves
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.requests import Requests
 
@@ -33,6 +35,8 @@ class WorkerProfile:
     capabilities: capability_pb2.EngineCapabilities
     total_blocks: int
     block_tokens: int
+    block_bytes: int = 0
+    """Of the cache, over all layers; 0 = not known."""
     eos_token_ids: frozenset[int] = frozenset()
     gpu_type: str = "cpu"
     tags: tuple[tuple[str, str], ...] = ()
@@ -61,6 +65,7 @@ class WorkerCore:
         self.telemetry: worker_session_pb2.Telemetry | None = None
         """The shell's newest reading of the GPU."""
         self.requests = Requests(profile, self._reporter, self._feeds, self._effects)
+        self.moves = Moves(profile, self._reporter, self.requests, self._effects)
 
     # --- the scheduler's session -------------------------------------------------------------------------
 
@@ -138,6 +143,7 @@ class WorkerCore:
             load=load,
             role=self.role,
             readiness=self.readiness,
+            links=self.moves.links.statuses(),
         )
         self._effects.append(ToScheduler(worker_session_pb2.WorkerSessionRequest(snapshot=snapshot)))
 
@@ -165,11 +171,15 @@ class WorkerCore:
             case "drain":
                 self._drained = not message.drain.undo
             case "attach_kv":
-                run = message.attach_kv.run
-                self.requests.reject(run.request_id, Attempt.of(run.attempt), "kv_transfer_unimplemented")
+                arrival_us = now_us - message.attach_kv.run.age_us - self._one_way_us
+                self.moves.attach(message.attach_kv, self._stopping or self._drained, arrival_us, now_us)
+            case "link" if message.link.unlink:
+                self.moves.links.unlink(message.link.peer.worker_id)
+            case "link":
+                self.moves.links.link(message.link.peer)
             case _:
-                # Link, Migrate, ReleaseKv, LoadWeights: capabilities say that nothing stands behind them,
-                # so no scheduler of this version sends them; one that does loses nothing.
+                # Migrate, ReleaseKv, LoadWeights: capabilities say that nothing stands behind them, so no scheduler
+                # of this version sends them; one that does loses nothing.
                 pass
 
     # --- the routers' feeds ------------------------------------------------------------------------------
@@ -212,6 +222,7 @@ class WorkerCore:
 
     def engine_lost(self, reason: str, now_us: int) -> list[Effect]:
         """The engine died: what it worked on is gone, what it finished is still here."""
+        self.moves.engine_lost(now_us)
         self.requests.engine_lost(reason, now_us)
         return self._take(now_us)
 
@@ -220,11 +231,17 @@ class WorkerCore:
         self.requests.engine_ready(now_us)
         return self._take(now_us)
 
+    def move_event(self, event: MoveEvent, now_us: int) -> list[Effect]:
+        """An answer of the engine or of another worker, or that worker's question."""
+        self.moves.take(event, now_us)
+        return self._take(now_us)
+
     # --- time --------------------------------------------------------------------------------------------
 
     def tick(self, now_us: int) -> list[Effect]:
         """Call at least each 20 ms: news that came just after a report waits for it."""
         self.requests.tick(now_us)
+        self.moves.tick(now_us)
         return self._take(now_us)
 
     def drain(self, now_us: int) -> list[Effect]:
@@ -252,6 +269,8 @@ class WorkerCore:
             return
         report = self._reporter.report(load, standing, now_us)
         report.step_time.CopyFrom(self._step_time)
+        report.links.extend(self.moves.links.statuses())
+        report.kv_progress.extend(self.moves.arrivals.progress())
         if self.telemetry is not None:
             report.telemetry.CopyFrom(self.telemetry)
         if not self.requests.engine_up:

@@ -16,7 +16,7 @@ from hyperflexis_worker.core.sampled import Sampled
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.embedded.attention import ReferenceAttention
 from hyperflexis_worker.embedded.batch import pack
-from hyperflexis_worker.embedded.kv_pool import KvPool
+from hyperflexis_worker.embedded.kv_pool import Allocate, KvPool, plain_memory
 from hyperflexis_worker.embedded.model import Decoder
 from hyperflexis_worker.embedded.model_config import ModelConfig
 from hyperflexis_worker.embedded.sampling import SAMPLING_VERSION, Sampler
@@ -36,8 +36,10 @@ class TorchExecutor:
         block_tokens: int = 16,
         dtype: str = "float32",
         device: str = "cpu",
+        allocate: Allocate = plain_memory,
     ) -> None:
-        """Loads the weights and allocates the pool. Raises ValueError (a model it cannot run) or OSError."""
+        """Loads the weights and makes the pool. Raises ValueError (a model it cannot run), OSError, and what
+        `allocate` does."""
         if dtype not in DTYPES:
             raise ValueError(f"dtype {dtype!r} is not supported; supported: {', '.join(sorted(DTYPES))}")
         if threads := os.environ.get("OMP_NUM_THREADS"):
@@ -49,7 +51,7 @@ class TorchExecutor:
         self._config = ModelConfig.from_directory(directory)
         self._dtype = dtype
         self._weights = load_weights(directory, self._config, DTYPES[dtype], self._device)
-        self.pool = KvPool(self._config, num_blocks, block_tokens, DTYPES[dtype], self._device)
+        self.pool = KvPool(self._config, num_blocks, block_tokens, DTYPES[dtype], self._device, allocate)
         self._sampler = Sampler(self._config.vocab_size, self._device)
         self._decoder = Decoder(self._config, self._weights, self.pool, ReferenceAttention(self.pool))
 
@@ -85,7 +87,13 @@ class TorchExecutor:
         with torch.inference_mode():
             logits = self._decoder.forward(pack(chunks, self.pool.block_tokens, self._device))
             sampling = [chunk.sequence for chunk in chunks if chunk.samples]
-            return self._sampler.sample(logits, sampling) if sampling else Sampled([])
+            if sampling:
+                return self._sampler.sample(logits, sampling)
+        if self._device.type == "cuda":
+            # Nobody waits for a token: without this the step would seem to take no time, and a peer might read blocks
+            # that are not written yet.
+            torch.cuda.synchronize(self._device)
+        return Sampled([])
 
     def forget(self, sequence: Sequence) -> None:
         """What its penalties were computed from."""

@@ -6,21 +6,39 @@ copy a block. Rows are addressed in 64-bit integers: block times stride passes 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from math import prod
+
 import torch
 from torch import Tensor
 
+from hyperflexis_worker.embedded.kv_storage import TorchStorage
 from hyperflexis_worker.embedded.model_config import ModelConfig
+
+Allocate = Callable[[int, torch.device], Tensor]
+"""Bytes, and where: uint8, at least so many. On a GPU that peers read from it is cuda.pool_memory's."""
+
+
+def plain_memory(nbytes: int, device: torch.device) -> Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 class KvPool:
     """Storage only; who owns which block is core.blocks' business."""
 
     def __init__(
-        self, config: ModelConfig, num_blocks: int, block_tokens: int, dtype: torch.dtype, device: torch.device
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_tokens: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        allocate: Allocate = plain_memory,
     ) -> None:
         shape = (num_blocks, config.layers, config.kv_heads, 2, block_tokens, config.head_dim)
+        nbytes = prod(shape) * dtype.itemsize
         # Zeroed once: whatever is read beyond a sequence's end must at least be a number.
-        self.tensor = torch.zeros(shape, dtype=dtype, device=device)
+        self.tensor = allocate(nbytes, device)[:nbytes].view(dtype).view(shape).zero_()
         self.block_tokens = block_tokens
         self._tokens = self.tensor.view(-1, config.head_dim)
         self._tiles = self.tensor.view(-1, block_tokens * config.head_dim)
@@ -35,6 +53,10 @@ class KvPool:
     @property
     def block_bytes(self) -> int:
         return self.tensor[0].nbytes
+
+    def storage(self, layout: bytes) -> TorchStorage:
+        """Its bytes, as transports see them."""
+        return TorchStorage(self.tensor, layout)
 
     def rows(self, blocks: Tensor, offsets: Tensor) -> Tensor:
         """Where tokens at (block, offset) [n] lie in layer 0, for `store`."""

@@ -10,6 +10,7 @@ from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.step_time_fit import StepErrors
 from hyperflexis_worker.core.sampled import TokenLogprobs
 from hyperflexis_worker.core.sequence import Sampling
+from hyperflexis_worker.engine import kv_frames as kv
 
 HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 256 * 2**20
@@ -55,6 +56,13 @@ class Revoked(msgspec.Struct, tag=True, frozen=True):
     dropped: bool = False
 
 
+class Attach(msgspec.Struct, tag=True, frozen=True):
+    """Queue a sequence whose first `computed` tokens are in its reservation's blocks: it goes on from there."""
+
+    add: Add
+    computed: int
+
+
 class Stop(msgspec.Struct, tag=True, frozen=True):
     """Leave the loop."""
 
@@ -72,6 +80,13 @@ class EngineReady(msgspec.Struct, tag=True, frozen=True):
     sampling_features: list[str] = []
     hash_block_tokens: int = 0
     """Tokens in a block of the prefix cache; 0 = there is none."""
+    kv_name: str = ""
+    """Of this life of the engine among its peers; empty = its caches do not move."""
+    kv_metadata: bytes = b""
+    """What a peer's engine needs to link to this one."""
+    block_bytes: int = 0
+    kv_layout: bytes = b""
+    """Equal where blocks mean the same."""
 
 
 class EndedSequence(msgspec.Struct, frozen=True):
@@ -111,6 +126,9 @@ class EngineLoad(msgspec.Struct, frozen=True):
     decode_context_tokens: int = 0
     free_blocks: int = 0
     cached_blocks: int = 0
+    leased_blocks: int = 0
+    quarantined_blocks: int = 0
+    reserved_blocks: int = 0
     steps: int = 0
     queued_prefill_us: int = 0
     """Predicted time of the prefill that waits, in steps that are busy anyway."""
@@ -148,8 +166,35 @@ class EngineFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-ToEngine = Add | Drop | Revoked | Stop
-FromEngine = EngineReady | Stepped | Revoked | EngineFailed
+ToEngine = (
+    Add
+    | Drop
+    | Revoked
+    | Stop
+    | kv.LinkPeer
+    | kv.Export
+    | kv.ReleaseLease
+    | kv.ReadBlocks
+    | kv.Reserve
+    | kv.Pull
+    | kv.Unreserve
+    | Attach
+    | kv.FetchedBytes
+)
+FromEngine = (
+    EngineReady
+    | Stepped
+    | Revoked
+    | EngineFailed
+    | kv.Linked
+    | kv.Exported
+    | kv.Released
+    | kv.BlockBytes
+    | kv.Reserved
+    | kv.Pulled
+    | kv.FetchBytes
+    | kv.Wedged
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

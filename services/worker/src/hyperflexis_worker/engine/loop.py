@@ -22,11 +22,15 @@ from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_loop import Executor, StepLoop
 from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine.caches import Caches
 from hyperflexis_worker.engine.step_log import StepLog
+from hyperflexis_worker.kv.mover_thread import MoverThread
+from hyperflexis_worker.kv.transport import Storage
 
 log = structlog.get_logger(__name__)
 
 IDLE_POLL_S = 0.2
+STUCK_POLL_S = 0.01
 STEP_TIME_EVERY = 64
 """Steps between two reports of the fitted step-time model."""
 
@@ -39,9 +43,11 @@ class CommandSocket:
         sock.setblocking(True)
         self._buffer = bytearray()
 
-    def receive(self, wait_s: float) -> Iterator[frames.ToEngine]:
-        """Commands that are there; waits up to `wait_s` for the first. Raises EOFError at the shell's end."""
-        while select.select([self._sock], [], [], wait_s)[0]:
+    def receive(self, wait_s: float, waker: SupportsFileno | None = None) -> Iterator[frames.ToEngine]:
+        """Commands that are there; waits up to `wait_s` for the first, or until `waker` can be read. Raises EOFError
+        at the shell's end."""
+        both = [self._sock] if waker is None else [self._sock, waker]
+        while self._sock in select.select(both, [], [], wait_s)[0]:
             wait_s = 0.0
             data = self._sock.recv(1 << 20)
             if not data:
@@ -62,6 +68,10 @@ class CommandSocket:
         self._sock.sendall(frames.encode(message))
 
 
+class SupportsFileno(Protocol):
+    def fileno(self) -> int: ...
+
+
 class Engine(Protocol):
     """What the loop needs of an engine beyond an Executor: made by engine/factory.py."""
 
@@ -76,6 +86,13 @@ class Engine(Protocol):
     @property
     def step_time(self) -> StepTimeModel: ...
     @property
+    def storage(self) -> Storage: ...
+    @property
+    def mover(self) -> MoverThread | None:
+        """None: its caches do not move."""
+        ...
+
+    @property
     def ready(self) -> frames.EngineReady: ...
 
 
@@ -88,6 +105,11 @@ class EngineLoop:
         self._clock = clock
         self._step_log = step_log
         self._loop = StepLoop(engine.planner, engine.pool, engine.lengths)
+        self._caches = Caches(
+            engine.pool, self._loop, engine.storage, engine.mover, clock, self._tell, engine.executor.forget
+        )
+        self._stuck = False
+        """There is work, and all of it waits for blocks that others than sequences hold."""
         self._adds_applied = 0
         self._steps = 0
         self._fit = StepTimeFit(engine.step_time)
@@ -97,43 +119,60 @@ class EngineLoop:
 
     def run(self) -> None:
         """Returns on Stop or when the shell is gone; anything else that is raised is a bug."""
-        self._commands.send(self._engine.ready)
+        if self._engine.mover is not None:
+            self._engine.mover.start()
         try:
+            self._commands.send(self._engine.ready)
             while self._take_commands():
                 if self._loop.busy:
                     self._step()
         except (EOFError, BrokenPipeError, ConnectionResetError):
             log.info("the shell is gone, the engine leaves")
+        finally:
+            self._caches.close()
 
     def _take_commands(self) -> bool:
         changed = False
-        for command in self._commands.receive(0.0 if self._loop.busy else IDLE_POLL_S):
+        busy, wait_s = self._loop.busy, 0.0
+        if self._stuck or not busy:
+            wait_s = self._caches.wait_s(STUCK_POLL_S if busy else IDLE_POLL_S)
+        for command in self._commands.receive(wait_s, self._engine.mover):
             changed = True
             match command:
                 case frames.Add():
                     self._add(command)
+                case frames.Attach():
+                    self._add(command.add, command.computed)
                 case frames.Drop():
-                    self._forget(self._loop.cancel(command.request_id, Attempt(command.leader_epoch, command.seq)))
+                    attempt = Attempt(command.leader_epoch, command.seq)
+                    self._caches.dropped(command.request_id, attempt)
+                    self._forget(self._loop.cancel(command.request_id, attempt))
                 case frames.Revoked():
                     self._revoke(command)
                 case frames.Stop():
                     return False
+                case _:
+                    self._caches.take(command)
+        changed |= self._caches.turn()
         if not changed and not self._loop.busy and self._unchecked:
             # A whole poll without work: the check, milliseconds for a large pool, delays nobody.
-            self._loop.check_integrity()
+            self._loop.check_integrity(self._caches.held)
             self._unchecked = False
         if changed and not self._loop.busy:
             self._unchecked = True
             self._tell(frames.Stepped(self._adds_applied, self._load(), ended=self._take_ended()))
         return True
 
-    def _add(self, add: frames.Add) -> None:
+    def _add(self, add: frames.Add, attached: int | None = None) -> None:
         sequence = sequence_of(add)
         self._adds_applied = add.number
         if self._step_log is not None:
             self._step_log.added(add)
         try:
-            self._loop.add(sequence)
+            if attached is None:
+                self._loop.add(sequence)
+            else:
+                self._caches.attach(sequence, attached)
         except ValueError as error:
             self._ended.append(_ended(sequence, sampling_pb2.FINISH_REASON_ERROR, message=str(error)))
 
@@ -149,8 +188,11 @@ class EngineLoop:
         self._unchecked = True
         began = self._clock.now_us()
         plan = self._loop.plan(began)
-        if not plan.chunks and not plan.given_up:
-            raise RuntimeError("the planner made an empty step although sequences wait")
+        self._stuck = not plan.chunks and not plan.given_up
+        if self._stuck:
+            if not self._caches:
+                raise RuntimeError("the planner made an empty step although sequences wait")
+            return
         shape = plan.shape
         predicted = self._fit.model.predict_us(shape)
         sampled = self._engine.executor.execute(plan.chunks) if plan.chunks else Sampled([])
@@ -201,6 +243,9 @@ class EngineLoop:
             decode_context_tokens=sum(s.num_tokens for s in running if s.decoding),
             free_blocks=self._engine.pool.free,
             cached_blocks=self._engine.pool.cached,
+            leased_blocks=self._caches.holds.leased_blocks,
+            quarantined_blocks=self._caches.holds.quarantined_blocks,
+            reserved_blocks=self._caches.reservations.reserved_blocks,
             steps=self._steps,
             queued_prefill_us=int(sum(self._fit.model.prefill_us(s.to_compute, s.computed) for s in prefills)),
             prefill_share=self._engine.planner.prefill_share,

@@ -1,0 +1,147 @@
+"""Requests that change workers with their caches, both ways (docs/protocol.md, "Moves")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hyperflexis.common.v1 import slo_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2
+from hyperflexis.worker.v1 import worker_service_pb2
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_worker.core.admission import fault_of, sequence_of
+from hyperflexis_worker.core.arrivals import Arrivals, Arrived
+from hyperflexis_worker.core.departures import Departures
+from hyperflexis_worker.core.effects import AttachSequence, Effect
+from hyperflexis_worker.core.move_event import (
+    ExportAsked,
+    Exported,
+    Linked,
+    MoveEvent,
+    PeerExported,
+    PeerLinked,
+    PeerReleased,
+    Pulled,
+    Reserved,
+)
+from hyperflexis_worker.core.peer_links import PeerLinks
+from hyperflexis_worker.core.reporting import Reporter
+from hyperflexis_worker.core.request import Request
+
+if TYPE_CHECKING:
+    from hyperflexis_worker.core.requests import Requests
+    from hyperflexis_worker.core.worker import WorkerProfile
+
+Update = worker_session_pb2.RequestUpdate
+
+
+class Moves:
+    """Between the requests that are here and those two who bring and take them."""
+
+    def __init__(self, profile: WorkerProfile, reporter: Reporter, requests: Requests, effects: list[Effect]) -> None:
+        self._profile = profile
+        self._reporter = reporter
+        self._requests = requests
+        self._effects = effects
+        self.links = PeerLinks(effects)
+        self.arrivals = Arrivals(effects, self.links, profile.block_tokens, self._failed, self._arrived)
+        self.departures = Departures(effects, lambda r: requests.live(r.request_id, r.attempt) is r)
+        requests.on_drop = self._dropped
+
+    # --- as the target -----------------------------------------------------------------------------------
+
+    def attach(self, attach: worker_session_pb2.AttachKv, draining: bool, arrival_us: int, now_us: int) -> None:
+        """`arrival_us`: when the full request was received, on this worker's clock."""
+        run = attach.run
+        attempt = Attempt.of(run.attempt)
+        if not self.links.layout:  # the engine named none: its caches do not move
+            return self._not_attached(run.request_id, attempt, "caches_do_not_move")
+        if draining or not self._requests.engine_up:
+            return self._not_attached(run.request_id, attempt, "draining" if draining else "no_engine")
+        if run.prompt_tokens + run.max_tokens > self._profile.capabilities.context_length:
+            return self._not_attached(run.request_id, attempt, "over_context")
+        if self._requests.tombstones.forbids(run.request_id, attempt, now_us):
+            return self._not_attached(run.request_id, attempt, "ended_here_earlier")
+        request = self._requests.admit(run.request_id, attempt, now_us)
+        if request is None or request.run is not None or request.start is not None:
+            return self._not_attached(run.request_id, attempt, "superseded")
+        self._requests.whole(request)
+        request.run, request.run_arrival_us = run, arrival_us
+        request.phase = worker_session_pb2.REQUEST_PHASE_ATTACHING
+        self.arrivals.begin(request, attach.ticket, now_us)
+
+    def _failed(self, request: Request, reason: str, now_us: int) -> None:
+        request.phase = worker_session_pb2.REQUEST_PHASE_AWAITING_START  # nothing of it is under way any more
+        self._requests.drop(request)
+        self._requests.tombstones.add(request.request_id, request.attempt, now_us)
+        self._not_attached(request.request_id, request.attempt, reason)
+
+    def _not_attached(self, request_id: str, attempt: Attempt, reason: str) -> None:
+        decision = slo_pb2.Decision(kind="move", reason=reason)
+        self._reporter.update(request_id, attempt, Update.KIND_NOT_ATTACHED, decision=decision, at_once=True)
+
+    def _arrived(self, arrived: Arrived, now_us: int) -> None:
+        request, start = arrived.request, arrived.export.start
+        fault = fault_of(start, self._profile.capabilities)
+        if fault or request.run is None:
+            self._failed(request, "invalid_start", now_us)
+            return
+        start.attempt.CopyFrom(request.attempt.proto())
+        number = self._requests.take_over(request, start, arrived.export.computed_tokens, now_us)
+        sequence = sequence_of(request.run, start, self._profile.eos_token_ids, request.run_arrival_us)
+        self._effects.append(AttachSequence(number, sequence, arrived.export.computed_tokens))
+        decision = slo_pb2.Decision(kind="move", reason="attached", numbers=arrived.numbers)
+        self._reporter.update(
+            request.request_id, request.attempt, Update.KIND_ATTACHED, request.count, decision, at_once=True
+        )
+
+    # --- as the source -----------------------------------------------------------------------------------
+
+    def _ask(self, number: int, ask: worker_service_pb2.ExportKvRequest) -> None:
+        request = self._requests.live(ask.request_id, Attempt.of(ask.attempt))
+        self.departures.ask(number, request, ask, self._requests.engine_up and bool(self.links.layout))
+
+    def _exported(self, export: Exported, now_us: int) -> None:
+        stopped = self.departures.exported(export, now_us)
+        if stopped is not None:
+            self._reporter.update(
+                stopped.request_id, stopped.attempt, Update.KIND_KV_READY, stopped.count, at_once=True
+            )
+
+    # --- both --------------------------------------------------------------------------------------------
+
+    def take(self, event: MoveEvent, now_us: int) -> None:
+        match event:
+            case ExportAsked(number, ask):
+                self._ask(number, ask)
+            case Exported():
+                self._exported(event, now_us)
+            case Reserved(request_id, attempt, ok):
+                self.arrivals.reserved(request_id, attempt, ok, now_us)
+            case Linked(engine, status):
+                self.links.linked(engine, status, now_us)
+            case Pulled(number, error):
+                self.arrivals.pulled(number, error, now_us)
+            case PeerExported(number, response, error):
+                self.arrivals.exported(number, response, error, now_us)
+            case PeerLinked(number, told, error):
+                self.links.told(number, told, error, now_us)
+            case PeerReleased(number, held, error):
+                self.arrivals.released(number, held, error, now_us)
+
+    def engine_lost(self, now_us: int) -> None:
+        """Before the requests hear of it: what was on its way here is no loss, it is still at its source."""
+        self.arrivals.fail_all("engine_lost", now_us)
+        self.links.engine_lost()
+        for request in self.departures.engine_lost():
+            self._requests.lose(request, "its cache died with the engine", now_us)
+
+    def tick(self, now_us: int) -> None:
+        self.arrivals.tick(now_us)
+        for request in self.departures.overdue(now_us):
+            self._requests.lose(request, "nobody fetched it", now_us)
+
+    def _dropped(self, request: Request) -> None:
+        if request.phase == worker_session_pb2.REQUEST_PHASE_ATTACHING:
+            self.arrivals.abandon(request.request_id)
+        else:
+            self.departures.forget(request)
