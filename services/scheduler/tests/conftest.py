@@ -61,10 +61,10 @@ class FakeWorker(Peer):
         report = ws.Report(report_seq=self._report_seq, updates=updates, load=ws.WorkerLoad(**(load or {})), **fields)
         self.stage.act(self.stage.core.worker_message, self.session, ws.WorkerSessionRequest(report=report))
 
-    def update(self, kind: str, run: Any, **fields: Any) -> None:
+    def update(self, kind: str, run: Any, load: dict[str, int] | None = None, **fields: Any) -> None:
         """Reports one update about the attempt of a Run (or of anything with request_id and attempt)."""
         number = ws.RequestUpdate.Kind.Value(f"KIND_{kind.upper()}")
-        self.report(ws.RequestUpdate(request_id=run.request_id, attempt=run.attempt, kind=number, **fields))
+        self.report(ws.RequestUpdate(request_id=run.request_id, attempt=run.attempt, kind=number, **fields), load=load)
 
     def pong(self, ping_id: int, epoch: int = 0, leader_id: str = "") -> None:
         pong = rs.Pong(id=ping_id, highest_fence=identity_pb2.Fence(epoch=epoch, leader_id=leader_id))

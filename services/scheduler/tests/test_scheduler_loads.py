@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,10 @@ class Twin:
         load = self.load
         charges = [charge for charge in self.charges if charge[0] > self.applied]
         states = self.stage.core.cell.book._requests.values()
-        granted = sum(s.phase is Phase.PLACED and s.worker.key.worker_id == self.name for s in states)
+        placed = [s for s in states if s.phase is Phase.PLACED and s.worker.key.worker_id == self.name]
+        tightest_us = min((s.tpot_us for s in placed if s.decoding), default=math.inf)
         return [
-            max(load.waiting + load.running + len(charges), granted),
+            max(load.waiting + load.running + len(charges), len(placed)),
             load.queued_prefill_tokens + sum(charge[2] for charge in charges),
             (load.queued_prefill_us or load.queued_prefill_tokens * self.model[2]) + sum(c[3] for c in charges),
             load.prefill_share or 1.0,
@@ -89,6 +91,11 @@ class Twin:
             (load.kv.total_blocks - load.kv.free_blocks) * load.kv.block_tokens,
             load.kv.total_blocks * load.kv.block_tokens,
             *self.model,
+            columns.MIXED,
+            tightest_us,
+            1.0,
+            0.0,
+            0.0,
         ]
 
 
@@ -127,7 +134,9 @@ models = st.tuples(*[st.sampled_from([0.0, 0.5, 30.0])] * 6)
 events = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 500), st.none()),
     st.tuples(st.just("report"), st.integers(0, 3), st.tuples(load_fields, models | st.none())),
-    st.tuples(st.sampled_from(["started", "gave_up", "lost", "finished", "revoked"]), st.none(), st.none()),
+    st.tuples(
+        st.sampled_from(["started", "first_token", "gave_up", "lost", "finished", "revoked"]), st.none(), st.none()
+    ),
     st.tuples(st.sampled_from(["back", "anew", "left", "drain", "cancel"]), st.none(), st.none()),
 )
 
@@ -155,7 +164,7 @@ def test_rows_are_what_a_computation_from_scratch_gives(make_stage, story):
             stage.apply(action_id=str(count), worker_id=twin.name, drain=ws.Drain())
         elif what == "cancel" and run is not None:
             router.cancel(run.request_id)
-        elif run is not None and what in ("started", "gave_up", "lost", "finished", "revoked"):
+        elif run is not None and what in ("started", "first_token", "gave_up", "lost", "finished", "revoked"):
             kind = ws.RequestUpdate.Kind.Value(f"KIND_{what.upper()}")
             update = ws.RequestUpdate(request_id=run.request_id, attempt=run.attempt.proto(), kind=kind)
             twin.peer.report(update, applied_seq=twin.applied)

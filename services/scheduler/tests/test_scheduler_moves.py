@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hyperflexis.common.v1 import capability_pb2, identity_pb2, slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
-from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_scheduler.core.actions import Outcome
 from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
@@ -221,8 +220,8 @@ class TestActions:
         assert stage.apply(action_id="", **drain).outcome is Outcome.INVALID
         assert stage.apply(action_id="2", worker_id="w1").outcome is Outcome.INVALID
         assert stage.apply(action_id="2", worker_id="w9", drain=ws.Drain()).outcome is Outcome.NOT_FOUND
-        link = stage.apply(action_id="2", worker_id="w1", migrate=ss.MigrateRequest())
-        assert link.outcome is Outcome.UNIMPLEMENTED and "migrate" in link.message
+        link = stage.apply(action_id="2", worker_id="w1", load_weights=ws.LoadWeights())
+        assert link.outcome is Outcome.UNIMPLEMENTED and "load_weights" in link.message
 
     def test_a_scaler_that_was_replaced_is_refused(self, stage):
         stage.worker()
@@ -280,7 +279,30 @@ class TestActions:
         assert not ready.all("drain") and not stopping.all("drain")
 
     def test_a_decode_worker_gets_no_new_requests(self, stage):
+        decode = stage.worker("w1", role=capability_pb2.ROLE_DECODE)
+        other = stage.worker("w2")
+        router = stage.router()
+        for number in range(4):
+            router.submit(f"q{number}")
+        assert len(other.all("run")) == 4 and not decode.all("run")
+
+    def test_a_flip_holds_at_once(self, stage):
+        """Whatever the worker still reports, and over a new session of it."""
+        flipped, other = stage.worker("w1"), stage.worker("w2")
+        router = stage.router()
+        stage.apply(action_id="1", worker_id="w1", set_role=ws.SetRole(role=capability_pb2.ROLE_DECODE))
+        router.submit("a")
+        flipped.report(role=capability_pb2.ROLE_MIXED)
+        router.submit("b")
+        flipped.disconnect()
+        again = stage.worker("w1", role=capability_pb2.ROLE_MIXED)
+        router.submit("c")
+        assert [run.request_id for run in other.all("run")] == ["a", "b", "c"]
+        assert again.last("set_role").role == capability_pb2.ROLE_DECODE
+
+    def test_unless_there_is_nobody_else(self, stage):
+        """Roles say what is sent to a worker, not what its engine can do."""
         stage.worker(role=capability_pb2.ROLE_DECODE)
         router = stage.router()
         router.submit("q")
-        assert router.last("queued")
+        assert router.last("placed")

@@ -140,7 +140,7 @@ async def test_apply_answers_with_the_right_status(cluster):
     assert not (await stub.Apply(ss.ApplyRequest(action_id="1", worker_id="w1", drain=drain))).applied
     cases = {
         grpc.StatusCode.NOT_FOUND: {"action_id": "2", "worker_id": "w9", "drain": drain},
-        grpc.StatusCode.UNIMPLEMENTED: {"action_id": "3", "worker_id": "w1", "migrate": ss.MigrateRequest()},
+        grpc.StatusCode.UNIMPLEMENTED: {"action_id": "3", "worker_id": "w1", "load_weights": ws.LoadWeights()},
         grpc.StatusCode.INVALID_ARGUMENT: {"worker_id": "w1", "drain": drain},
     }
     for code, fields in cases.items():

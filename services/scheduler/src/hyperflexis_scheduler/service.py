@@ -36,6 +36,7 @@ _STATUS = {
     Outcome.STALE_FENCE: grpc.StatusCode.FAILED_PRECONDITION,
     Outcome.UNIMPLEMENTED: grpc.StatusCode.UNIMPLEMENTED,
     Outcome.INVALID: grpc.StatusCode.INVALID_ARGUMENT,
+    Outcome.IMPOSSIBLE: grpc.StatusCode.FAILED_PRECONDITION,
 }
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import scheduler_service_pb2
 from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.worker import WorkerState
 
 
@@ -18,6 +19,8 @@ class Outcome(Enum):
     STALE_FENCE = "stale_fence"
     UNIMPLEMENTED = "unimplemented"
     INVALID = "invalid"
+    IMPOSSIBLE = "impossible"
+    """Not as things stand."""
     NOT_LEADER = "not_leader"
 
 
@@ -27,13 +30,14 @@ class ActionResult(NamedTuple):
 
 
 class Actions:
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, moves: Moves) -> None:
         self._cell = cell
+        self._moves = moves
         self._applied: dict[str, None] = {}
         self.highest_epoch = 0
         """Of the scalers that have acted: lower ones were replaced."""
 
-    def apply(self, request: scheduler_service_pb2.ApplyRequest) -> ActionResult:
+    def apply(self, request: scheduler_service_pb2.ApplyRequest, now_us: int) -> ActionResult:
         """Applies an action once; what was not applied may be tried again under the same id."""
         action = request.WhichOneof("action")
         if not request.action_id or action is None:
@@ -47,6 +51,8 @@ class Actions:
         if epoch > self.highest_epoch:
             self.highest_epoch = epoch
             self._cell.remember()
+        if action == "migrate":
+            return self._migrate(request, now_us)
         worker = self._cell.fleet.by_id.get(request.worker_id)
         if worker is None:
             return ActionResult(Outcome.NOT_FOUND, f"no worker {request.worker_id!r} is registered")
@@ -59,9 +65,25 @@ class Actions:
             worker.undo_seq = seq if request.drain.undo else None
         else:
             worker.wanted_role = request.set_role.role
+            worker.take_role()
+            self._cell.fleet.announce(worker)
             self._cell.command(worker, set_role=request.set_role)
         self._cell.fleet.refresh(worker)
         self._cell.fleet.version += 1
+        self._remember(request.action_id)
+        return ActionResult(Outcome.APPLIED)
+
+    def _migrate(self, request: scheduler_service_pb2.ApplyRequest, now_us: int) -> ActionResult:
+        """One request to one worker. What comes of it is told by ExplainRequest."""
+        request_id, worker_id = request.migrate.request_id, request.migrate.target_worker_id
+        state, target = self._cell.book.get(request_id), self._cell.fleet.by_id.get(worker_id)
+        if state is None:
+            return ActionResult(Outcome.NOT_FOUND, f"request {request_id!r} is unknown, or ended too long ago")
+        if target is None:
+            return ActionResult(Outcome.NOT_FOUND, f"no worker {worker_id!r} is registered")
+        if obstacle := self._moves.obstacle(state, target):
+            return ActionResult(Outcome.IMPOSSIBLE, f"request {request_id!r} cannot move: {obstacle}")
+        self._moves.begin(state, target, "operator", {}, now_us)
         self._remember(request.action_id)
         return ActionResult(Outcome.APPLIED)
 
@@ -73,7 +95,7 @@ class Actions:
             # Not for ever: a worker that is stopped later drains by itself, and means it.
             draining = worker.readiness == capability_pb2.READINESS_DRAINING
             worker.undo_seq = self._cell.command(worker, drain={"undo": True}) if draining else None
-        if worker.wanted_role and worker.wanted_role != worker.role:
+        if worker.wanted_role:
             self._cell.command(worker, set_role={"role": worker.wanted_role})
 
     def applied(self, worker: WorkerState, applied_seq: int) -> None:

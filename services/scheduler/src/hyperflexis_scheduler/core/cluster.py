@@ -16,6 +16,7 @@ def describe(cell: Cell, now_us: int) -> scheduler_service_pb2.WatchClusterRespo
         active=cell.book.active - waiting,
         tiers=cell.tally.tiers(),
         routers=[router.key.router_id for router in cell.routers.by_session.values()],
+        moves=cell.tally.moves(),
     )
 
 
@@ -35,4 +36,7 @@ def _worker(worker: WorkerState, now_us: int) -> scheduler_service_pb2.ClusterWo
         version=worker.version,
         step_time=worker.step_time,
         telemetry=worker.telemetry,
+        links=worker.links.values(),
+        moving_in=len(worker.incoming),
+        moving_out=sum(1 for state in worker.attempts.values() if state.move is not None),
     )

@@ -8,6 +8,7 @@ import numpy as np
 
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.fingerprints import Fingerprints, Verdict
+from hyperflexis_scheduler.core.links import Links
 from hyperflexis_scheduler.core.lives import Lives
 from hyperflexis_scheduler.core.loads import Slots, WorkerLoads
 from hyperflexis_scheduler.core.memory import WorkerRecord
@@ -21,9 +22,12 @@ class Pool:
     def __init__(self) -> None:
         self.workers: dict[WorkerKey, WorkerState] = {}
         self.eligible: list[WorkerState] = []
-        """Those that may be given work now, in order of their ids."""
+        """Those that may be given requests now, in order of their ids: by their roles, or, where no role admits any,
+        whoever serves."""
         self.slots: Slots = np.empty(0, np.intp)
         """Theirs in the loads, in the same order."""
+        self.decoders: Slots = np.empty(0, np.intp)
+        """Of those that may be given what others have prefilled."""
         self.at: dict[int, WorkerState] = {}
         """By slot."""
         self.min_context = 0
@@ -38,7 +42,10 @@ class Pool:
         """Revokes for a better place that are not answered yet."""
 
     def resize(self) -> None:
-        self.eligible = sorted((w for w in self.workers.values() if w.eligible), key=lambda worker: worker.key)
+        eligible = [w for w in self.workers.values() if w.accepts] or [w for w in self.workers.values() if w.admits]
+        self.eligible = sorted(eligible, key=lambda worker: worker.key)
+        decoders = sorted((w for w in self.workers.values() if w.decodes), key=lambda worker: worker.key)
+        self.decoders = np.array([worker.slot for worker in decoders], np.intp)
         self.slots = np.array([worker.slot for worker in self.eligible], np.intp)
         self.at = {worker.slot: worker for worker in self.eligible}
         self._contexts = np.array([_context(worker) for worker in self.eligible])
@@ -63,6 +70,8 @@ class Fleet:
         self._known_us = rules.known_us
         self.loads = WorkerLoads()
         """A row for each worker of `by_id`."""
+        self.links = Links()
+        """Between the workers of those rows."""
         self.by_id: dict[str, WorkerState] = {}
         self.by_session: dict[int, WorkerState] = {}
         self.pools: dict[str, Pool] = {}
@@ -111,6 +120,7 @@ class Fleet:
 
     def remove(self, worker: WorkerState, now_us: int) -> None:
         worker.leave()
+        self.links.forget(worker.slot)
         self.lives.left(worker.key.worker_id, now_us)
         del self.by_id[worker.key.worker_id]
         if worker.session is not None:
@@ -128,8 +138,10 @@ class Fleet:
 
     def refresh(self, worker: WorkerState) -> bool:
         """Call after anything that may change whether the worker accepts work; True if it now does anew."""
-        if worker.accepts == worker.eligible:
+        standing = (worker.admits, worker.accepts, worker.decodes)
+        if standing == worker.standing:
             return False
+        worker.standing = standing
         worker.eligible = worker.accepts
         self.pools[worker.model].resize()
         self.version += 1

@@ -26,11 +26,11 @@ class Grants:
         cell = self._cell
         state.attempt = cell.next_attempt()
         state.base_index = state.committed
-        state.started = state.ran = False
+        state.started = state.ran = state.decoding = False
         state.granted += 1
         self._put(state, worker, now_us)
         state.placed = state.note("place", reason, now_us, {**numbers, "slack_us": state.deadline_us - now_us})
-        seq = cell.command(worker, run=self._run(state, now_us))
+        seq = cell.command(worker, run=self.run(state, state.attempt, now_us))
         worker.charge(seq, state)
         cell.tally.tier(state.slo.tier).placed += 1
         cell.tally.placements[reason] += 1
@@ -40,9 +40,37 @@ class Grants:
         """An attempt of an older leader that a Snapshot shows becomes the current one."""
         state.attempt = attempt
         state.base_index = state.committed
-        state.started = state.ran = False
+        state.started = state.ran = state.decoding = False
         self._put(state, worker, now_us)
         state.placed = state.note("adopt", "snapshot", now_us)
+
+    def hand_over(self, state: RequestState, numbers: Mapping[str, float], now_us: int) -> None:
+        """The target of its move has it and goes on: that attempt is the current one now. The router only has to ask
+        there for its tokens."""
+        move, source, older = state.move, state.worker, state.attempt
+        assert move is not None and source is not None
+        self.forget_move(state, cancel=False)
+        state.attempt = move.attempt
+        state.base_index = state.committed
+        state.started = state.ran = state.decoding = True
+        self._cell.tally.moves_done[move.reason] += 1
+        self._put(state, move.target, now_us)
+        move.target.decodes_now(state)
+        state.placed = state.note("moved", move.reason, now_us, {**numbers, "took_us": now_us - move.began_us})
+        if not source.gone:
+            self.cancel(source, state.request_id, older, "moved")
+        self.send_placed(state, now_us)
+
+    def forget_move(self, state: RequestState, cancel: bool = True) -> None:
+        """No move of it is under way any more; its target is told, unless it was the one to say so."""
+        move = state.move
+        if move is None:
+            return
+        state.move = None
+        move.target.expect_no_more(state.request_id)
+        self._cell.fleet.links.end(move.source_slot, move.target.slot, move.gigabytes)
+        if cancel and not move.target.gone:
+            self.cancel(move.target, state.request_id, move.attempt, "move over")
 
     def send_placed(self, state: RequestState, now_us: int) -> None:
         worker = state.worker
@@ -143,6 +171,7 @@ class Grants:
         """Out of the hold queue, the settling ones and its worker's work; the phase stays to be moved."""
         self._cell.hold.remove(state.request_id)
         self._cell.settling.pop(state.request_id, None)
+        self.forget_move(state)
         self.revoke_answered(state)
         if state.worker is not None and state.phase is Phase.PLACED:
             state.worker.drop(state.request_id)
@@ -153,10 +182,10 @@ class Grants:
         self._cell.book.move(state, Phase.PLACED, now_us)
         worker.take(state)
 
-    def _run(self, state: RequestState, now_us: int) -> worker_session_pb2.Run:
+    def run(self, state: RequestState, attempt: Attempt, now_us: int) -> worker_session_pb2.Run:
         return worker_session_pb2.Run(
             request_id=state.request_id,
-            attempt=state.attempt.proto(),
+            attempt=attempt.proto(),
             prompt_tokens=state.prompt_tokens,
             max_tokens=state.max_tokens,
             base_index=state.base_index,

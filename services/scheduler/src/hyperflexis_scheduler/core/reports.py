@@ -7,6 +7,8 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.migrator import Migrator
+from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.placement import Placement
 from hyperflexis_scheduler.core.request import Phase, RequestState
 from hyperflexis_scheduler.core.worker import WorkerState
@@ -23,9 +25,11 @@ _LOST = {
 
 
 class Reports:
-    def __init__(self, cell: Cell, grants: Grants, placement: Placement) -> None:
+    def __init__(self, cell: Cell, grants: Grants, placement: Placement, moves: Moves, migrator: Migrator) -> None:
         self._cell = cell
         self._grants = grants
+        self._moves = moves
+        self._migrator = migrator
         self._placement = placement
 
     def report(self, worker: WorkerState, report: worker_session_pb2.Report, now_us: int) -> None:
@@ -38,29 +42,27 @@ class Reports:
         if report.HasField("telemetry"):
             worker.telemetry = report.telemetry
         self.standing(worker, report.role, report.readiness)
+        self._migrator.links_reported(worker, report.links)
         for update in report.updates:
             self._update(worker, update, now_us)
 
     def standing(
         self, worker: WorkerState, role: capability_pb2.Role.ValueType, readiness: capability_pb2.Readiness.ValueType
     ) -> None:
-        """Role and readiness as reported; an unspecified one is unchanged."""
+        """Readiness and role as reported, an unspecified one unchanged; a role that was ordered stands."""
         was = (worker.role, worker.readiness)
-        worker.role = role or worker.role
+        worker.take_role(role)
         worker.readiness = readiness or worker.readiness
         self._cell.fleet.refresh(worker)
         if (worker.role, worker.readiness) != was:
             self._cell.fleet.announce(worker)
 
     def _update(self, worker: WorkerState, update: worker_session_pb2.RequestUpdate, now_us: int) -> None:
-        """Only the current attempt matters; news of older ones was expected or is too late."""
+        """Only the current attempt matters, and that of a move; news of older ones was expected or is too late."""
         state = self._cell.book.get(update.request_id)
-        if (
-            state is None
-            or state.phase is not Phase.PLACED
-            or state.worker is not worker
-            or state.attempt != Attempt.of(update.attempt)
-        ):
+        if state is None or self._moves.update(state, worker, update, now_us):
+            return
+        if state.phase is not Phase.PLACED or state.worker is not worker or state.attempt != Attempt.of(update.attempt):
             return
         grants = self._grants
         numbers = dict(update.decision.numbers)
@@ -68,9 +70,15 @@ class Reports:
         if kind in _LOST:
             state.avoid = worker.key
             grants.lose(state, _LOST[kind], now_us, numbers)
-        elif kind in (_Kind.KIND_STARTED, _Kind.KIND_FIRST_TOKEN, _Kind.KIND_KV_READY):
+        elif kind in (_Kind.KIND_STARTED, _Kind.KIND_FIRST_TOKEN):
             self._happened(state, kind, _when(worker, update, now_us))
             grants.progressed(state, started=True, ran=True)
+            if kind == _Kind.KIND_FIRST_TOKEN and not state.decoding:
+                state.decoding = True
+                worker.decodes_now(state)
+                self._migrator.first_token(state, now_us)
+        elif kind == _Kind.KIND_KV_READY:
+            self._moves.stopped(state, now_us)
         elif kind == _Kind.KIND_FINISHED:
             at_us = _when(worker, update, now_us)
             grants.finish(state, "worker", now_us, update.output_tokens, numbers, at_us)

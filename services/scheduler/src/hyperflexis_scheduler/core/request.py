@@ -13,6 +13,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis_common.attempt import NO_ATTEMPT, Attempt, WorkerKey
 
 if TYPE_CHECKING:
+    from hyperflexis_scheduler.core.move import Move
     from hyperflexis_scheduler.core.worker import WorkerState
 
 MAX_DECISIONS = 32
@@ -101,6 +102,10 @@ class RequestState:
     revoking: bool = False
     ran: bool = False
     """Its first chunk has run: no longer revocable."""
+    decoding: bool = False
+    """It has made a token where it is."""
+    move: Move | None = None
+    """To another worker, where it still runs on the one it has."""
     granted: int = 0
     moves: int = 0
     avoid: WorkerKey | None = None
@@ -165,8 +170,11 @@ class RequestState:
         slo.tpot_us = self.tpot_us
         return slo
 
-    def note(self, kind: str, reason: str, at_us: int, numbers: Mapping[str, float] | None = None) -> Note:
-        worker_id = self.worker.key.worker_id if self.worker is not None else ""
+    def note(
+        self, kind: str, reason: str, at_us: int, numbers: Mapping[str, float] | None = None, worker_id: str = ""
+    ) -> Note:
+        """`worker_id`: the worker it is about, where that is not the one that has the request."""
+        worker_id = worker_id or (self.worker.key.worker_id if self.worker is not None else "")
         after_us = at_us - self.arrived_us if self.known else None
         note = Note(kind, reason, at_us, numbers or {}, worker_id, self.attempt, after_us)
         self.notes.append(note)

@@ -14,6 +14,8 @@ from hyperflexis_scheduler.core.dispatch_policy import SchedulerPolicy
 from hyperflexis_scheduler.core.effects import CloseSession, Effect, ToRouter, ToWorker
 from hyperflexis_scheduler.core.grants import Grants
 from hyperflexis_scheduler.core.memory import Memory
+from hyperflexis_scheduler.core.migrator import Migrator
+from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.placement import Placement
 from hyperflexis_scheduler.core.rebalance import Rebalance
 from hyperflexis_scheduler.core.reports import Reports
@@ -34,8 +36,11 @@ class _Reign:
         self.grants = Grants(cell)
         self.placement = Placement(cell, self.grants)
         self.submissions = Submissions(cell, self.grants, self.placement)
-        self.actions = Actions(cell)
-        self.workers = Workers(cell, self.grants, Reports(cell, self.grants, self.placement), self.actions)
+        self.moves = Moves(cell, self.grants)
+        self.actions = Actions(cell, self.moves)
+        self.migrator = Migrator(cell, self.moves)
+        reports = Reports(cell, self.grants, self.placement, self.moves, self.migrator)
+        self.workers = Workers(cell, self.grants, self.moves, reports, self.actions)
         self.rebalance = Rebalance(cell, self.grants)
 
 
@@ -160,7 +165,7 @@ class SchedulerCore:
     def apply(self, request: scheduler_service_pb2.ApplyRequest, now_us: int) -> tuple[ActionResult, list[Effect]]:
         if self._reign is None:
             return ActionResult(Outcome.NOT_LEADER, "this scheduler does not lead"), []
-        result = self._reign.actions.apply(request)
+        result = self._reign.actions.apply(request, now_us)
         self._settle(self._reign, now_us)
         return result, self._reign.cell.flush()
 
@@ -189,6 +194,7 @@ class SchedulerCore:
         self._settle(reign, now_us)
         reign.placement.expire_hold(now_us)
         reign.rebalance.round(now_us)
+        reign.migrator.round(now_us)
         cell.book.expire(now_us)
         return cell.flush()
 

@@ -6,6 +6,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.request import Phase, RequestState
 from hyperflexis_scheduler.core.worker import WorkerState
 
@@ -20,9 +21,10 @@ _ENDED = (Phase.REFUSED, Phase.FINISHED, Phase.CANCELLED)
 
 
 class Snapshots:
-    def __init__(self, cell: Cell, grants: Grants) -> None:
+    def __init__(self, cell: Cell, grants: Grants, moves: Moves) -> None:
         self._cell = cell
         self._grants = grants
+        self._moves = moves
 
     def reconcile(self, worker: WorkerState, snapshot: worker_session_pb2.Snapshot, now_us: int) -> None:
         """Afterwards every attempt on the worker is current or being cancelled, and every current attempt
@@ -30,7 +32,13 @@ class Snapshots:
         for state in worker.attempts.values():
             # A Revoke of the session before was lost with it, or its answer was: it may be asked again.
             self._grants.revoke_answered(state)
-        current = {status.request_id for status in snapshot.requests if self._claim(worker, status, now_us)}
+        moving = {s.request_id for s in snapshot.requests if self._moves.in_snapshot(worker, s, now_us)}
+        self._moves.not_in_snapshot(worker, moving, now_us)
+        current = {
+            status.request_id
+            for status in snapshot.requests
+            if status.request_id not in moving and self._claim(worker, status, now_us)
+        }
         for state in list(worker.attempts.values()):
             # A Run that is still on its way may be newer than the Snapshot.
             if state.request_id not in current and not worker.ledger.in_flight(state.request_id):
@@ -45,7 +53,8 @@ class Snapshots:
             state = self._cell.book.add(status.request_id, now_us)
             state.model = worker.model
             state.prompt_tokens = status.prompt_tokens
-        if state is None or not self._current(state, worker, attempt, now_us):
+        coming = status.phase == worker_session_pb2.REQUEST_PHASE_ATTACHING
+        if state is None or coming or not self._current(state, worker, attempt, now_us):
             # A finished attempt uses nothing but the memory that its router may still read.
             if not finished:
                 self._grants.cancel(worker, status.request_id, attempt, "not the current attempt")
@@ -60,6 +69,11 @@ class Snapshots:
                 started=status.phase != worker_session_pb2.REQUEST_PHASE_AWAITING_START,
                 ran=status.phase in _RAN,
             )
+            if status.phase == worker_session_pb2.REQUEST_PHASE_DECODE:
+                state.decoding = True
+                worker.decodes_now(state)
+            if status.phase == worker_session_pb2.REQUEST_PHASE_EXPORTED and state.move is not None:
+                state.move.stopped = True
         if state.known:
             self._grants.send_placed(state, now_us)
         return True

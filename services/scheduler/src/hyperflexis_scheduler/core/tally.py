@@ -17,6 +17,9 @@ class Tally:
         """By reason."""
         self.refusals: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self.moves_begun: Counter[str] = Counter()
+        self.moves_done: Counter[str] = Counter()
+        self.moves_failed: Counter[str] = Counter()
 
     def tier(self, name: str) -> scheduler_service_pb2.TierLoad:
         """The counters of a tier; beyond a bound, tiers share one entry."""
@@ -27,6 +30,11 @@ class Tally:
     def refused(self, tier: str, reason: router_session_pb2.RefusalReason.ValueType) -> None:
         self.tier(tier).refused += 1
         self.refusals[router_session_pb2.RefusalReason.Name(reason).removeprefix("REFUSAL_REASON_").lower()] += 1
+
+    def moves(self) -> scheduler_service_pb2.MoveTally:
+        return scheduler_service_pb2.MoveTally(
+            begun=self.moves_begun.total(), done=self.moves_done.total(), failed=self.moves_failed.total()
+        )
 
     def tiers(self) -> list[scheduler_service_pb2.TierLoad]:
         return list(self._tiers.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from hyperflexis.common.v1 import capability_pb2
+from hyperflexis.common.v1 import capability_pb2, movement_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.step_time import StepShape, StepTimeModel
@@ -17,6 +17,7 @@ from hyperflexis_scheduler.core.request import RequestState
 PREFILL_US_PER_TOKEN = 20.0
 """Assumed until a worker reports its step-time model; only the comparison between workers matters."""
 
+_ROLES = {capability_pb2.ROLE_PREFILL: columns.PREFILL, capability_pb2.ROLE_DECODE: columns.DECODE}
 _PREFILLS = (capability_pb2.ROLE_UNSPECIFIED, capability_pb2.ROLE_MIXED, capability_pb2.ROLE_PREFILL)
 
 
@@ -32,6 +33,12 @@ class WorkerState:
         """Current attempts that are here and have not ended."""
         self.revocable: dict[str, RequestState] = {}
         """Those of them whose first chunk is not known to have run, oldest first."""
+        self.incoming: dict[str, RequestState] = {}
+        """Requests that are to move here."""
+        self.links: dict[str, movement_pb2.LinkStatus] = {}
+        """By worker id: what this one says of its links to others."""
+        self.decoding: dict[str, int] = {}
+        """TPOT of each attempt here that has made a token, in microseconds."""
         self.slot = loads.open()
         self._loads = loads
         self.ledger = Ledger()
@@ -47,6 +54,8 @@ class WorkerState:
         self.gone = False
         """Lost for good: replaced, or away longer than its grace."""
         self.eligible = False
+        self.standing = (False, False, False)
+        """Admits, accepts, decodes: as the fleet has last seen it."""
         self._busy_until_us = 0
         self._stepped_us = now_us
         self._steps = 0
@@ -72,6 +81,7 @@ class WorkerState:
         self._behind_since_us: int | None = None
         self.report_seq = 0
         self.pulse = Heartbeat(now_us)
+        self.take_role(register.role)
         self.ledger.restart()
         self._show_queue()
 
@@ -95,14 +105,44 @@ class WorkerState:
         return self.session is not None and self.snapshotted
 
     @property
-    def accepts(self) -> bool:
-        """May be given new work now."""
+    def admits(self) -> bool:
+        """May be given anything new now."""
         return (
             self.connected
             and not (self.hung or self.draining or self.gone)
             and self.readiness == capability_pb2.READINESS_READY
-            and self.role in _PREFILLS
         )
+
+    @property
+    def accepts(self) -> bool:
+        """May be given new requests now."""
+        return self.admits and self.role in _PREFILLS
+
+    @property
+    def decodes(self) -> bool:
+        """May be given what others have prefilled."""
+        return self.admits and self.moves and self.role != capability_pb2.ROLE_PREFILL
+
+    @property
+    def hands_off(self) -> bool:
+        """What decodes here is to decode elsewhere."""
+        return self.role == capability_pb2.ROLE_PREFILL
+
+    def take_role(self, reported: capability_pb2.Role.ValueType = capability_pb2.ROLE_UNSPECIFIED) -> None:
+        """Roles say what is sent to a worker: one that was ordered holds at once, whatever is still reported."""
+        self.role = self.wanted_role or reported or self.role
+        self._show(columns.ROLE, _ROLES.get(self.role, columns.MIXED))
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Of its cache, over all layers."""
+        kv = self.load.kv
+        return kv.block_bytes / kv.block_tokens if kv.block_tokens else 0.0
+
+    @property
+    def moves(self) -> bool:
+        """Its engine's caches can be read, and it can read others'."""
+        return self.capabilities.kv_ticket == capability_pb2.KV_TICKET_KIND_BLOCKS
 
     @property
     def leaving(self) -> bool:
@@ -118,7 +158,31 @@ class WorkerState:
     def drop(self, request_id: str) -> None:
         self.attempts.pop(request_id, None)
         self.revocable.pop(request_id, None)
+        if self.decoding.pop(request_id, None) is not None:
+            self.show_decodes()
         self._show_requests()
+
+    def decodes_now(self, state: RequestState) -> None:
+        """An attempt that is here has made a token."""
+        self.decoding[state.request_id] = state.tpot_us
+        self.show_decodes()
+
+    def expect(self, state: RequestState) -> None:
+        """It is to move here."""
+        self.incoming[state.request_id] = state
+        self.show_decodes()
+
+    def expect_no_more(self, request_id: str) -> None:
+        if self.incoming.pop(request_id, None) is not None:
+            self.show_decodes()
+
+    def show_decodes(self) -> None:
+        """What is decoded here, and what is on its way to be."""
+        coming = self.incoming.values()
+        self._show(columns.ARRIVING, len(coming))
+        self._show(columns.ARRIVING_TOKENS, sum(state.prefill_tokens for state in coming))
+        tightest = min((*self.decoding.values(), *(state.tpot_us for state in coming)), default=math.inf)
+        self._show(columns.TIGHTEST, tightest)
 
     def charge(self, seq: int, state: RequestState) -> None:
         """Its Run was sent as command `seq`."""

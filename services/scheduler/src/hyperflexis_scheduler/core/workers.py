@@ -12,6 +12,7 @@ from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.fingerprints import Verdict
 from hyperflexis_scheduler.core.grants import Grants
 from hyperflexis_scheduler.core.memory import WorkerRecord
+from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.reports import Reports
 from hyperflexis_scheduler.core.snapshot import Snapshots
 from hyperflexis_scheduler.core.worker import WorkerState
@@ -20,12 +21,13 @@ _Rejected = worker_session_pb2.Rejected
 
 
 class Workers:
-    def __init__(self, cell: Cell, grants: Grants, reports: Reports, actions: Actions) -> None:
+    def __init__(self, cell: Cell, grants: Grants, moves: Moves, reports: Reports, actions: Actions) -> None:
         self._cell = cell
         self._grants = grants
+        self._moves = moves
         self._reports = reports
         self._actions = actions
-        self._snapshots = Snapshots(cell, grants)
+        self._snapshots = Snapshots(cell, grants, moves)
 
     def opened(self, session: int, register: worker_session_pb2.Register, now_us: int) -> None:
         cell = self._cell
@@ -166,6 +168,7 @@ class Workers:
         self._cell.fleet.remove(worker, now_us)
 
     def _lose_all(self, worker: WorkerState, reason: str, now_us: int) -> None:
+        self._moves.target_gone(worker, reason, now_us)
         for state in list(worker.attempts.values()):
             self._grants.cancel_attempt(state, reason)
             self._grants.lose(state, reason, now_us)

@@ -1,0 +1,65 @@
+"""How much of a worker's time its decodes take: what placing, moving and flipping are decided on.
+
+A worker that serves a decode of TPOT T cannot make steps much longer than T, and each of them costs something whatever
+is in it, and something for every decode. That part of T is not there for prefill: the *held share*. A tight decode
+among loose ones makes all of them pay for shorter steps; among tight ones it costs little. One number says both.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperflexis_common.step_time import PLATEAU_TOKENS
+from hyperflexis_scheduler.core.loads import (
+    ARRIVING,
+    ARRIVING_TOKENS,
+    C0,
+    C1,
+    C2,
+    C4,
+    C5,
+    CONTEXT,
+    PACE,
+    RUNNING,
+    Floats,
+    Slots,
+    WorkerLoads,
+)
+
+LONGEST_US = 150_000.0
+"""Steps without decodes are no longer than this (the step policy's own limit)."""
+FULL = 0.98
+"""A held share beyond this counts as this."""
+
+
+class StepShare:
+    """Of the workers `among`, as they are with what is on its way to them; all [len(among)]."""
+
+    def __init__(self, loads: WorkerLoads, among: Slots) -> None:
+        self.decodes = loads.of(RUNNING, among) + loads.of(ARRIVING, among)
+        self.context = loads.of(CONTEXT, among) + loads.of(ARRIVING_TOKENS, among)
+        self._pace = loads.of(PACE, among)
+        self._c0, self._c1, self._c2, self._c4, self._c5 = (loads.of(field, among) for field in (C0, C1, C2, C4, C5))
+
+    def step_us(self, more: float = 0.0, tokens: float = 0.0) -> Floats:
+        """A step of the decodes there and so many `more`, which have `tokens` of context together."""
+        decodes, context = self.decodes + more, self.context + tokens
+        flat = np.minimum(decodes, PLATEAU_TOKENS)
+        linear = self._c1 * flat + self._c2 * (decodes - flat) + self._c5 * decodes
+        found: Floats = self._pace * (self._c0 + linear + self._c4 * context)
+        return found
+
+    def held_us(self, more: Floats | float = 0.0, tokens: Floats | float = 0.0) -> Floats:
+        """What such a step costs beside its prefill, where prefill fills it: tokens below the plateau are paid for."""
+        base = np.maximum(self._c0 + PLATEAU_TOKENS * (self._c1 - self._c2), 0.0)
+        each = (self._c2 + self._c5) * np.maximum(self.decodes + more, 0.0)
+        found: Floats = self._pace * (base + each + self._c4 * np.maximum(self.context + tokens, 0.0))
+        return found
+
+
+def wait(held_us: Floats, tpot_us: Floats) -> Floats:
+    """How many times longer work takes there than on a free worker: 1 / (1 - held share). That it is convex keeps
+    decodes from heaping up; that it is of the time of a step keeps the tight from the loose."""
+    share = np.minimum(held_us / np.minimum(tpot_us, LONGEST_US), FULL)
+    found: Floats = 1.0 / (1.0 - share)
+    return found
