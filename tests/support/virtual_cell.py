@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from virtual_client import Client
+from virtual_engine import Engine
 from virtual_leaders import Leaders
 from virtual_network import Link, VirtualTime
 from virtual_process import SECOND, Process
@@ -20,9 +21,11 @@ from virtual_router import Router
 from virtual_scheduler import Scheduler
 from virtual_worker import Worker
 
-from hyperflexis.common.v1 import sampling_pb2, slo_pb2
+from hyperflexis.common.v1 import capability_pb2, sampling_pb2, slo_pb2
+from hyperflexis.scheduler.v1 import scheduler_service_pb2, worker_session_pb2
 from hyperflexis_common.tokens import pack
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
+from hyperflexis_scheduler.core.actions import Outcome
 
 LOOK_US = 100_000
 WRITTEN_DOWN_US = 3 * SECOND // 2
@@ -44,9 +47,12 @@ class VirtualCell:
         self.clients: dict[str, Client] = {}
         self.workers: dict[str, Worker] = {}
         self.routers: list[Router] = []
+        self.engines: dict[str, Engine] = {}
+        """By the name of each life."""
         self.retired: list[Worker] = []
         """Stopped, and another process has their id since."""
         self._incarnations = 0
+        self._orders = 0
         self._redis_back_us = 0
         self.leaders = Leaders(self)
         self.leaders.begin()
@@ -69,6 +75,28 @@ class VirtualCell:
     def _incarnation(self) -> int:
         self._incarnations += 1
         return self._incarnations
+
+    def worker_at(self, address: str) -> Worker | None:
+        """Whoever listens there."""
+        return next((w for w in (*self.workers.values(), *self.retired) if w.core.profile.address == address), None)
+
+    def migrate(self, client: Client, worker_id: str) -> bool:
+        """Orders a move; False where there is no leader, or it says that this cannot be."""
+        migrate = scheduler_service_pb2.MigrateRequest(request_id=client.request_id, target_worker_id=worker_id)
+        return self._order(migrate=migrate)
+
+    def set_role(self, worker_id: str, role: capability_pb2.Role.ValueType) -> bool:
+        return self._order(worker_id=worker_id, set_role=worker_session_pb2.SetRole(role=role))
+
+    def _order(self, **action: Any) -> bool:
+        leader = self.leader
+        if leader is None or not leader.alive:
+            return False
+        self._orders += 1
+        request = scheduler_service_pb2.ApplyRequest(action_id=f"order-{self._orders}", **action)
+        result, effects = leader.core.apply(request, leader.now_us())
+        leader.apply(effects)
+        return result.outcome is Outcome.APPLIED
 
     def add_worker(self, worker_id: str) -> None:
         self.workers[worker_id] = Worker(self, worker_id, self._incarnation())
@@ -255,6 +283,10 @@ class VirtualCell:
             engine = worker.engine
             if engine.loop.busy or engine.pool.free != engine.pool.usable:
                 found.append(f"{worker.key}: {engine.pool.usable - engine.pool.free} blocks")
+            if engine.caches:
+                found.append(f"{worker.key}: leases, reservations or transfers")
+            if len(worker.core.moves.arrivals):
+                found.append(f"{worker.key}: {len(worker.core.moves.arrivals)} requests on their way there")
             if worker.core.requests.unfinished:
                 found.append(f"{worker.key}: {worker.core.requests.unfinished} requests")
         for router in self.routers:

@@ -7,9 +7,11 @@ between steps, and what is sent while there is no engine process is lost without
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from virtual_client import VOCAB
+from virtual_mover import VirtualMover
 from virtual_process import SECOND
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
@@ -17,30 +19,32 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_common.tokens import pack
 from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.effects import AddSequence, DropSequence, RevokeSequence
+from hyperflexis_worker.core.effects import AddSequence, AttachSequence, DropSequence, RevokeSequence
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.planner import BudgetPlanner, StepPlan
 from hyperflexis_worker.core.sampled import Sampled
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_loop import StepLoop, StepResult
-from hyperflexis_worker.modelled import ModelledExecutor
+from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine.caches import Caches
+from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool
 
 if TYPE_CHECKING:
     from virtual_worker import Worker
 
-BLOCKS = 40
+BLOCKS = 64
 BLOCK_TOKENS = 8
 MAX_NUM_TOKENS = 32
 MAX_NUM_SEQS = 4
 
-Command = AddSequence | DropSequence | RevokeSequence
+Command = AddSequence | AttachSequence | DropSequence | RevokeSequence | frames.ToEngine
 
 
 class Engine:
     """`lost` counts the commands that met no process, `lives` the processes there have been."""
 
     def __init__(self, worker: Worker) -> None:
-        self._worker = worker
+        self.worker = self._worker = worker
         self._time = worker.cell.time
         self._chance = worker.cell.chance
         self.lost = 0
@@ -70,7 +74,7 @@ class Engine:
         if not self._running:
             return False
         self._running = self._ready = False
-        self.loop, self.pool = self._empty()
+        self._empty()
         self._hung_until_us = 0
         self._say(self._worker.engine_died)
         return True
@@ -89,16 +93,31 @@ class Engine:
 
     def _begin(self, ready: bool) -> None:
         self.lives += 1
-        self.loop, self.pool = self._empty()
-        self._device = ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], sleep=lambda _: None)
+        self._empty()
         self._inbox: list[Command] = []
         self._adds_applied = self._steps = 0
         self._ended: list[EndedAttempt] = []
         self._running, self._ready, self._turning = True, ready, False
 
-    def _empty(self) -> tuple[StepLoop, BlockPool]:
-        pool = BlockPool(BLOCKS, BLOCK_TOKENS)
-        return StepLoop(BudgetPlanner(MAX_NUM_TOKENS, MAX_NUM_SEQS, "edf"), pool), pool
+    @property
+    def name(self) -> str:
+        """Of this life; nobody has it who is dead."""
+        return f"{self._worker.key}/{self.lives}" if self._running else ""
+
+    def _empty(self) -> None:
+        """Nothing is here of an earlier life."""
+        states = ModelledPool(BLOCKS, BLOCK_TOKENS)
+        states.states[:] = 0xBAD  # what nobody has written to is wrong
+        self.storage = states.storage(b"layout")
+        self._device = ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], states, sleep=lambda _: None)
+        self.pool = BlockPool(BLOCKS, BLOCK_TOKENS)
+        self.loop = StepLoop(BudgetPlanner(MAX_NUM_TOKENS, MAX_NUM_SEQS, "edf"), self.pool)
+        life = f"{self._worker.key}/{self.lives}"
+        self._worker.cell.engines[life] = self
+        mover = VirtualMover(self, lambda: self._wake(self._chance.randrange(20, 200)))
+        self.caches = Caches(
+            self.pool, self.loop, self.storage, mover, self._worker, partial(self._answer, life), self._device.forget
+        )
 
     def _loaded(self, life: int) -> None:
         if life == self.lives and self._running:
@@ -129,29 +148,46 @@ class Engine:
         commands, self._inbox = self._inbox, []
         for command in commands:
             self._take(command)
+        changed = self.caches.turn() or bool(commands)
         if self.loop.busy:
             plan = self.loop.plan(self._worker.now_us())
-            assert plan.chunks or plan.given_up, "the planner made an empty step although sequences wait"
-            self._after(self._chance.randrange(1_000, 20_000), lambda: self._step(plan))
-            return
+            if plan.chunks or plan.given_up:
+                self._after(self._chance.randrange(1_000, 20_000), lambda: self._step(plan))
+                return
+            assert self.caches, "the planner made an empty step although sequences wait"
         self._turning = False
-        if commands:
-            self.loop.check_integrity()
+        if changed:
+            self.loop.check_integrity(self.caches.held)
             self._tell(StepResult())
+        if self.loop.busy or self.caches:
+            wait_s = self.caches.wait_s(0.01 if self.loop.busy else 1.0)
+            self._after(int(wait_s * SECOND) + 100, lambda: self._wake(0))
 
     def _take(self, command: Command) -> None:
         match command:
             case AddSequence(number, sequence):
                 self._adds_applied = number
-                self._add(sequence)
+                self._add(sequence, None)
+            case AttachSequence(number, sequence, computed):
+                self._adds_applied = number
+                self._add(sequence, computed)
             case DropSequence(request_id, attempt):
+                self.caches.dropped(request_id, attempt)
                 self._forget(self.loop.cancel(request_id, attempt))
             case RevokeSequence(request_id, attempt):
                 self._revoke(request_id, attempt)
+            case _:
+                self.caches.take(command)  # type: ignore[arg-type]
 
-    def _add(self, sequence: Sequence) -> None:
+    def _answer(self, life: str, frame: frames.FromEngine) -> None:
+        self._say(lambda: self._worker.engine_said(frame, life))
+
+    def _add(self, sequence: Sequence, attached: int | None) -> None:
         try:
-            self.loop.add(sequence)
+            if attached is None:
+                self.loop.add(sequence)
+            else:
+                self.caches.attach(sequence, attached)
         except ValueError as error:
             reason = sampling_pb2.FINISH_REASON_ERROR
             self._ended.append(EndedAttempt(sequence.request_id, sequence.attempt, reason, message=str(error)))
@@ -173,7 +209,7 @@ class Engine:
             self._forget(end.sequence)
         for sequence, _ in result.given_up:
             self._forget(sequence)
-        self.loop.check_integrity()
+        self.loop.check_integrity(self.caches.held)
         self._tell(result)
         self._turn()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from virtual_cell import VirtualCell
 from virtual_client import Client
@@ -12,12 +13,16 @@ from virtual_process import SECOND
 from virtual_strike import Strike, a_client, burst, busy_worker, company, fresh_request, request
 from virtual_worker import Worker
 
+from hyperflexis.common.v1 import capability_pb2
+
 MESSAGES = (
     "placed", "queued", "lost", "run", "revoke", "drain", "registered",  # what the scheduler says
     "submit", "snapshot", "report", "cancel", "done",  # what it is told; cancel goes either way
     "start", "subscribe", "closed", "bind", "step", "gone",  # what routers and workers say to each other
 )  # fmt: skip
 
+
+ROLES = (capability_pb2.ROLE_MIXED, capability_pb2.ROLE_PREFILL, capability_pb2.ROLE_DECODE)
 
 Fault = Callable[[Strike], bool]
 """True = it has landed; what lands later, if at all, says so itself."""
@@ -235,6 +240,62 @@ def _drain_one(strike: Strike) -> Worker:
     return worker
 
 
+# --- moves -----------------------------------------------------------------------------------------------
+
+
+def move(strike: Strike) -> bool:
+    """One that decodes goes to another worker."""
+    client = request(strike, 200)
+    for at_us in (100_000, 300_000, 500_000):
+        strike.soon(at_us, at_us + 50_000, partial(_move, client=client))
+    return False
+
+
+def moves(strike: Strike) -> bool:
+    """Several at once, back and forth for a while."""
+    clients = [request(strike, 200) for _ in range(4)]
+    for at_us in range(100_000, 2 * SECOND, 50_000):
+        strike.soon(at_us, at_us + 50_000, partial(_move, client=strike.chance.choice(clients)))
+    return False
+
+
+def flips(strike: Strike) -> bool:
+    """Roles change all the time while requests come and decode."""
+    for _ in range(6):
+        strike.soon(0, SECOND, fresh_request)
+    for at_us in range(0, 2 * SECOND, 100_000):
+        strike.soon(at_us, at_us + 100_000, _flip)
+    strike.soon(2_200_000, 2_300_000, _everybody_mixed)
+    return False
+
+
+def _flip(strike: Strike) -> None:
+    name = strike.chance.choice(sorted(strike.cell.workers))
+    if strike.cell.set_role(name, strike.chance.choice(ROLES)):
+        strike.land()
+
+
+def _everybody_mixed(strike: Strike) -> None:
+    """So that what else happens finds workers that take anything."""
+    for name in sorted(strike.cell.workers):
+        strike.cell.set_role(name, ROLES[0])
+
+
+def move_and(then: Fault, strike: Strike) -> bool:
+    """What breaks in the middle of it."""
+    moves(strike)
+    strike.soon(100_000, 1_500_000, then)
+    return False
+
+
+def _move(strike: Strike, client: Client) -> None:
+    """To whichever worker will have it."""
+    names = sorted(strike.cell.workers)
+    strike.chance.shuffle(names)
+    if client.ended is None and any(strike.cell.migrate(client, name) for name in names):
+        strike.land()
+
+
 FAULTS: dict[str, Fault] = {
     fault.__name__: fault
     for fault in (
@@ -242,7 +303,14 @@ FAULTS: dict[str, Fault] = {
         stop_and_replace_worker_late, kill_leader, kill_leader_unread, stop_leader, stop_and_usurp_leader, two_leaders,
         kill_router, kill_router_and_worker, break_links, hold_feed, cut,
         resume_elsewhere, two_resumes, stream_cut, stream_cut_redis_away, cancel, cancel_storm,
-        drain, drain_and_kill, drain_and_break_links, drain_everybody,
+        drain, drain_and_kill, drain_and_break_links, drain_everybody, move, moves, flips,
+    )
+}  # fmt: skip
+FAULTS |= {
+    f"moves_and_{then.__name__}": partial(move_and, then)
+    for then in (
+        kill_worker, kill_engine, hang_engine, stop_worker, stop_and_replace_worker, kill_leader, kill_router,
+        break_session, break_all_links, resume_elsewhere, cancel_storm, drain, flips,
     )
 }  # fmt: skip
 TRIGGERS: dict[str, Fault] = {

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from virtual_client import VOCAB
 from virtual_engine import BLOCK_TOKENS, BLOCKS, MAX_NUM_SEQS, MAX_NUM_TOKENS, Engine
 from virtual_network import Link
+from virtual_peers import LAYOUT, Peers
 from virtual_process import SECOND, TICK_US, Process
 from virtual_scheduler import Scheduler
 
@@ -17,6 +18,8 @@ from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_worker.core import effects as worker_effects
 from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
+from hyperflexis_worker.engine import frames
+from hyperflexis_worker.translation import move_event, move_frame
 
 if TYPE_CHECKING:
     from virtual_cell import VirtualCell
@@ -30,11 +33,17 @@ class Worker(Process):
         super().__init__(cell)
         self.key = WorkerKey(worker_id, incarnation)
         capabilities = capability_pb2.EngineCapabilities(
-            context_length=2_000, vocab_size=VOCAB, max_num_tokens=MAX_NUM_TOKENS, max_num_seqs=MAX_NUM_SEQS
+            context_length=2_000,
+            vocab_size=VOCAB,
+            max_num_tokens=MAX_NUM_TOKENS,
+            max_num_seqs=MAX_NUM_SEQS,
+            kv_ticket=capability_pb2.KV_TICKET_KIND_BLOCKS,
         )
         address = f"{worker_id}:{incarnation}"
         profile = WorkerProfile(self.key, address, "m", b"fingerprint", capabilities, BLOCKS, BLOCK_TOKENS)
         self.core = WorkerCore(profile)
+        self.core.moves.links.layout = LAYOUT
+        self.peers = Peers(self)
         self.engine = Engine(self)
         self.session: Link | None = None
         self.feeds: dict[int, Link] = {}
@@ -135,10 +144,18 @@ class Worker(Process):
                         self.feeds[feed].send("down", message)
                 case worker_effects.AddSequence() | worker_effects.DropSequence() | worker_effects.RevokeSequence():
                     self.engine.send(effect)
+                case worker_effects.AttachSequence():
+                    self.engine.send(effect)
                 case worker_effects.DropScheduler():
                     self._drop_session()
                 case worker_effects.Leave():
                     self._leave()
+                case _:
+                    frame = move_frame(effect, self.now_us())
+                    if frame is not None:
+                        self.engine.send(frame)
+                    else:
+                        self.peers.carry_out(effect)
 
     def _leave(self) -> None:
         """Its last word to everybody is that it is gone."""
@@ -153,16 +170,27 @@ class Worker(Process):
     def engine_stepped(self, event: EngineEvent) -> None:
         self.apply(self.core.engine_stepped(event, self.now_us()))
 
+    def engine_said(self, frame: frames.FromEngine, engine: str) -> None:
+        """In a move. `engine`: the name of the life that says it."""
+        event = move_event(frame, engine)
+        if event is not None:
+            self.apply(self.core.move_event(event, self.now_us()))
+        else:
+            self.peers.engine_said(frame)
+
     def engine_revoked(self, request_id: str, attempt: Attempt, dropped: bool) -> None:
         self.apply(self.core.engine_revoked(request_id, attempt, dropped, self.now_us()))
 
     def engine_died(self) -> None:
         """Its end has been read off the socket; another one is started after a wait."""
+        self.core.moves.links.layout = b""
+        self.peers.engine_lost()
         self.apply(self.core.engine_lost("killed", self.now_us()))
         wait_us = self.cell.chance.randrange(SECOND // 10, SECOND // 2)
         self.cell.time.after(wait_us, lambda: self.deliver(self.engine.restart))
 
     def engine_ready(self) -> None:
+        self.core.moves.links.layout = LAYOUT
         self.apply(self.core.engine_ready(self.now_us()))
 
     def kill_engine(self) -> None:
