@@ -19,13 +19,18 @@ from typing import Any
 
 from slo_bounds import bound_jobs, bounds, fluid_verdicts
 from slo_environments import Environment, capacity
-from slo_selection import Job, default_jobs, full_jobs, narrowed, quick_jobs
+from slo_selection import Job, default_jobs, disaggregated_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
 
 from hyperflexis_cli.load_report import NOTES, render_load_report
 
 WRITE_EVERY_S = 10.0
-SELECTIONS = {"default": default_jobs, "quick": quick_jobs, "full": full_jobs}
+SELECTIONS = {
+    "default": default_jobs,
+    "quick": quick_jobs,
+    "disaggregated": disaggregated_jobs,
+    "full": full_jobs,
+}
 
 
 class Results:
@@ -118,6 +123,9 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", dest="selection", const="quick", help="about three minutes")
     size.add_argument("--full", action="store_const", dest="selection", const="full", help="every combination: hours")
+    size.add_argument(
+        "--disaggregated", action="store_const", dest="selection", const="disaggregated", help="splits: half an hour"
+    )
     parser.add_argument("--only", type=_words, default=[], help="environments like mix_poisson or mix_poisson/h200/4")
     parser.add_argument("--policies", type=_words, default=[], help="with commas; `hyperflexis simulate --policy list`")
     parser.add_argument("--seeds", type=int, help="for every policy; default: by selection")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from slo_environments import LONG, TRACES, Environment, all_environments
 
 from hyperflexis_cli.load_plots import OURS
-from hyperflexis_sim.policies import POLICIES
+from hyperflexis_sim.policies import POLICIES, policy_of
 
 LOADS = (0.5, 0.85, 1.0, 1.25, 1.5, 2.0, 3.0)
 """Times the capacity."""
@@ -19,6 +19,14 @@ NAMED = (*RIVALS, "jsq+qoserve_literal", "jsq+scorpio", "llmd_headroom+fcfs512",
 """What the targets speak of by name."""
 QUICK_POLICIES = (OURS, "round_robin+fcfs2048", "jsq+qoserve", "jsq+scorpio", "polyserve+fcfs512")
 QUICK_SLICE_S = 60.0
+SPLITS = ("1p3d", "2p2d", "3p1d")
+STATIC = "jsq+fcfs2048"
+"""In front of and behind a static split: DistServe's and Splitwise's."""
+ADAPTIVE = f"{OURS}@adaptive"
+DISAGGREGATED = (OURS, ADAPTIVE, *(f"{OURS}@{split}" for split in SPLITS))
+DISAGGREGATED_BASELINES = (STATIC, *(f"{STATIC}@{split}" for split in SPLITS))
+DISAGGREGATED_LOADS = (0.85, 1.0, 1.5, 2.0)
+DISAGGREGATED_SEEDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +40,7 @@ class Job:
     def cost(self) -> float:
         """Seconds it may take, for the estimate of what is left."""
         base = 8.0 if self.environment.trace in LONG else 5.0
-        base *= 0.3 if "fcfs" in self.policy else 1.0
+        base *= 0.3 if "fcfs" in self.policy else 2.0 if "@" in self.policy else 1.0
         if self.environment.trace not in TRACES:
             base *= self.load * self.environment.workers / 4 * (0.3 if self.environment.gpu == "a100" else 1.0)
         return base * max(1.0, float(self.load**0.5)) * (self.environment.slice_s or 120.0) / 120.0
@@ -69,6 +77,17 @@ def quick_jobs() -> list[Job]:
     return jobs
 
 
+def disaggregated_jobs() -> list[Job]:
+    """Splits into prefill and decode, static and adaptive, beside workers that do both; a minute each, three seeds."""
+    jobs = []
+    for environment in all_environments():
+        if environment.workers == 4:
+            short = replace(environment, slice_s=QUICK_SLICE_S, cut_traces=True)
+            jobs += _jobs(short, DISAGGREGATED_LOADS, DISAGGREGATED, DISAGGREGATED_SEEDS)
+            jobs += _jobs(short, DISAGGREGATED_LOADS, DISAGGREGATED_BASELINES, 1)
+    return jobs
+
+
 def full_jobs() -> list[Job]:
     return [
         job
@@ -84,8 +103,7 @@ def narrowed(jobs: Iterable[Job], only: Sequence[str], policies: Sequence[str], 
         if not any(_is(wanted, name) for name in known):
             raise ValueError(f"unknown environment {wanted!r}; known: {', '.join(known)}")
     for policy in policies:
-        if policy not in POLICIES:
-            raise ValueError(f"unknown policy {policy!r}; known: {', '.join(POLICIES)}")
+        policy_of(policy)
     kept = []
     for job in jobs:
         if only and not any(_is(wanted, job.environment.name) for wanted in only):

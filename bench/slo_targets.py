@@ -19,6 +19,7 @@ BASE = "round_robin+fcfs2048"
 BEATEN = ("jsq+scorpio", "llmd_headroom+fcfs512", "polyserve+fcfs512", "jsq+qoserve_literal")
 OVER_ROUND_ROBIN, WHERE_IT_ATTAINS = 4.44, 0.20
 BELOW_BEST = -0.005
+ADAPTIVE, BELOW_SPLIT = f"{OURS}@adaptive", -0.01
 OVER_BEATEN, FROM_LOAD = 1.15, 1.5
 TTFT_RATIO, E2E_RATIO, LATENCY_LOAD = 0.34, 0.7, 1.0
 
@@ -69,6 +70,8 @@ def verdicts(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         ("p99 end to end <= that of the best baseline at load 1", _latency("e2e_p99_ms", 1.0, best=True)),
         ("p99 of the longest pause <= that of the best baseline at load 1", _latency("gap_p99_ms", 1.0, best=True)),
         (f"every token in time: >= best baseline {BELOW_BEST:+g}", _against_best("token_deadline_attainment")),
+        (f"adaptive roles >= all in one {BELOW_SPLIT:+g}", _adaptive_over(lambda name: name == OURS)),
+        (f"adaptive roles >= best static split {BELOW_SPLIT:+g}", _adaptive_over(lambda name: "@" in name)),
     ]
     return [_verdict(target, judge, points) for target, judge in targets]
 
@@ -100,14 +103,19 @@ def best_baseline(point: Point) -> str | None:
     means = {
         name: fmean(seeds[seed]["attainment"] for seed in seeds if seed in ours)
         for name, seeds in point.policies.items()
-        if name != OURS and seeds.keys() & ours.keys()
+        if not _is_ours(name) and seeds.keys() & ours.keys()
     }
     return max(means, key=means.__getitem__, default=None)
 
 
-def _pairs(point: Point, name: str, key: str) -> list[tuple[float, float]]:
+def _is_ours(name: str) -> bool:
+    """Whatever its roles."""
+    return name.partition("@")[0] == OURS
+
+
+def _pairs(point: Point, name: str, key: str, mine: str = OURS) -> list[tuple[float, float]]:
     """Ours and the other's, of the seeds that both were run with."""
-    ours, theirs = point.policies[OURS], point.policies.get(name, {})
+    ours, theirs = point.policies[mine], point.policies.get(name, {})
     common = [seed for seed in ours if seed in theirs]
     pairs = [(ours[seed][key], theirs[seed][key]) for seed in common]
     return [(own, other) for own, other in pairs if own is not None and other is not None]
@@ -119,11 +127,28 @@ def _against_best(key: str) -> Callable[[Point], list[Margin]]:
     def judge(point: Point) -> list[Margin]:
         margins = []
         for name in point.policies:
-            pairs = _pairs(point, name, key) if name != OURS else []
+            pairs = _pairs(point, name, key) if not _is_ours(name) else []
             if pairs:
                 differences = [own - other for own, other in pairs]
                 text = f"{fmean(own for own, _ in pairs):.3f}, {name} {fmean(other for _, other in pairs):.3f}"
                 margins.append(Margin(fmean(differences) - BELOW_BEST, half_width_95(differences), len(pairs), text))
+        return [min(margins, key=lambda margin: margin.value)] if margins else []
+
+    return judge
+
+
+def _adaptive_over(is_other: Callable[[str], bool]) -> Callable[[Point], list[Margin]]:
+    """Against the best of the others, each by the seeds that it was run with."""
+
+    def judge(point: Point) -> list[Margin]:
+        margins = []
+        for name in point.policies:
+            if ADAPTIVE not in point.policies or name == ADAPTIVE or not is_other(name):
+                continue
+            pairs = _pairs(point, name, "attainment", ADAPTIVE)
+            differences = [own - other for own, other in pairs]
+            text = f"{fmean(own for own, _ in pairs):.3f}, {name} {fmean(other for _, other in pairs):.3f}"
+            margins.append(Margin(fmean(differences) - BELOW_SPLIT, half_width_95(differences), len(pairs), text))
         return [min(margins, key=lambda margin: margin.value)] if margins else []
 
     return judge

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from slo_bounds import fluid_verdicts
-from slo_environments import Environment
-from slo_selection import NAMED, default_jobs, full_jobs, narrowed, quick_jobs
+from slo_environments import TRACES, Environment
+from slo_selection import NAMED, default_jobs, disaggregated_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
 
 from hyperflexis_sim.policies import POLICIES
@@ -51,6 +51,24 @@ def test_pauses_and_late_tokens_count_too() -> None:
     assert verdict(rows + other, "every token in time")["holds"] is False
     assert verdict([row("hyperflexis", 0.9, load=1.0)] + other, "longest pause")["holds"] is True
     assert verdict([row("hyperflexis", 0.9, load=1.0)] + other, "every token in time")["holds"] is True
+
+
+def test_adaptive_roles_are_held_against_both_alternatives() -> None:
+    rows = [row("hyperflexis", 0.80), row("hyperflexis@adaptive", 0.81), row("hyperflexis@2p2d", 0.83)]
+    assert verdict(rows, "all in one")["holds"] is True
+    found = verdict(rows, "best static split")
+    assert found["holds"] is False and "hyperflexis@2p2d" in found["worst"]
+    assert verdict(rows, "best baseline")["holds"] is None, "a split of ours is no baseline"
+    assert verdict(rows[:1], "best static split")["holds"] is None
+
+
+def test_the_disaggregated_set_has_every_split_on_every_trace() -> None:
+    jobs = disaggregated_jobs()
+    assert {job.environment.trace for job in jobs} == {"mix_poisson", "mix_gamma3", *TRACES}
+    assert {job.environment.gpu for job in jobs} == {"h200", "a100"}
+    wanted = {"hyperflexis", "hyperflexis@adaptive", "hyperflexis@2p2d", "jsq+fcfs2048@1p3d", "jsq+fcfs2048"}
+    assert wanted <= {job.policy for job in jobs}
+    assert narrowed(jobs, ["mix_poisson/a100"], ["hyperflexis@3p1d"], None)
 
 
 def test_a_baseline_that_keeps_nothing_is_beaten() -> None:

@@ -69,6 +69,7 @@ ABLATIONS = [
     Variant("step fixed at 0.9 of the tightest TPOT", OURS + ":floor_share=0.9:longest_share=0.9"),
     Variant("steps up to 200 ms", OURS + ":longest_share=1e6"),
     Variant("no floor under a step", OURS + ":floor_share=0"),
+    Variant("steps longer than first tokens allow", OURS + ":first_in_time=false"),
     Variant("by deadline alone", OURS + ":work_order=0"),
     Variant("prefill share not measured", OURS + ":share_memory_us=1e15"),
     Variant("pace not measured", OURS + ":pace_rate=0"),

@@ -22,6 +22,7 @@ NAMES = {
     "round_robin+fcfs512",
     "least_requests+fcfs2048",
     "jsq+edf512",
+    "jsq+fcfs2048",
     "jsq+srpf512",
     "jsq+scorpio",
     "jsq+qoserve_literal",

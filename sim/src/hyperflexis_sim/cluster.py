@@ -6,7 +6,6 @@ Events have a total order (time, then the order in which they were made), so tha
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -17,11 +16,14 @@ from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, in_time
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_sim.delays import Delays
+from hyperflexis_sim.disaggregation import Disaggregation, Plan
 from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.engine_report import EngineReport
+from hyperflexis_sim.load_ledger import LoadLedger
 from hyperflexis_sim.noise import MeasuredNoise, Noise
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
+from hyperflexis_sim.wires import WireRules
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.step_policy import GivenUp, StepPolicy
 
@@ -69,13 +71,20 @@ class Cluster:
     """A request given up goes to another worker if that one still can."""
     rebalance: bool = False
     """Idle workers get what others have not begun, as the live scheduler sees to."""
+    plan: Plan | None = None
+    """Roles and moves of running requests; None = every request stays where it was prefilled."""
+    wires: WireRules = WireRules()
+    leaves: Sequence[tuple[float, int]] = ()
+    """(microseconds, worker): from then on nothing new goes there."""
 
     engines: list[SimEngine] = field(init=False)
-    loads: WorkerLoads = field(init=False)
+    ledger: LoadLedger = field(init=False)
     lengths: OutputLengths = field(init=False)
     """Of what finished anywhere: what dispatchers expect of each tier."""
-    _charges: list[deque[tuple[int, float, float]]] = field(init=False)
-    _sent: list[int] = field(init=False)
+    moves: Disaggregation | None = None
+    empty_us: dict[int, float] = field(default_factory=dict)
+    """When each worker that left had nothing more to do."""
+    _awaited: list[int] = field(init=False)
     _reported_us: list[float] = field(init=False)
     _events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = field(init=False)
     _rebalanced_us: float = 0.0
@@ -84,37 +93,37 @@ class Cluster:
 
     def __post_init__(self) -> None:
         count = len(self.kinds)
-        self.loads = WorkerLoads(max(count, 1))
         self.lengths = OutputLengths()
-        self.engines = []
-        for index, kind in enumerate(self.kinds):
-            engine = SimEngine(
-                self.policy_of(kind.model),
-                kind.model.scaled(kind.slower),
-                kind.kv_tokens,
-                self._noise(kind, index),
-                host_us=kind.host_us,
-                reserve_growth=self.reserve_growth,
-                leap=self.leap,
-            )
-            engine.on_given_up = self._given_up
-            engine.on_finished = self._finished
-            self.engines.append(engine)
-            slot = self.loads.open()
-            assert slot == index
-            model = kind.model
-            for column, value in zip(
-                (columns.C0, columns.C1, columns.C2, columns.C3, columns.C4, columns.C5),
-                (model.c0_us + model.host_us, model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us),
-                strict=True,
-            ):
-                self.loads.set(slot, column, value)
-            self.loads.set(slot, columns.KV_TOKENS, kind.kv_tokens)
+        self.ledger = LoadLedger([kind.model for kind in self.kinds], [kind.kv_tokens for kind in self.kinds])
+        self.engines = [self._engine(kind, index) for index, kind in enumerate(self.kinds)]
         self._among = np.arange(count)
-        self._charges = [deque() for _ in range(count)]
-        self._sent = [0] * count
         self._reported_us = [-1e18] * count
+        self._awaited = [-1] * count
         self._events = []
+        if self.plan is not None:
+            self.moves = Disaggregation(
+                self.plan, self.engines, self.loads, self.lengths, self.wires, self.delays, self._later, self._renew
+            )
+        for time_us, slot in self.leaves:
+            self._at(time_us, self._leave, slot)
+
+    def _engine(self, kind: WorkerKind, index: int) -> SimEngine:
+        engine = SimEngine(
+            self.policy_of(kind.model),
+            kind.model.scaled(kind.slower),
+            kind.kv_tokens,
+            self._noise(kind, index),
+            host_us=kind.host_us,
+            reserve_growth=self.reserve_growth,
+            leap=self.leap,
+        )
+        engine.on_given_up = self._given_up
+        engine.on_finished = self._finished
+        return engine
+
+    @property
+    def loads(self) -> WorkerLoads:
+        return self.ledger.loads
 
     def _noise(self, kind: WorkerKind, index: int) -> Noise:
         seed = (self.seed, index)
@@ -147,6 +156,22 @@ class Cluster:
         self._count += 1
         heapq.heappush(self._events, (time_us, self._count, action, arguments))
 
+    def _later(self, time_us: float, action: Callable[..., None], *arguments: object) -> None:
+        """Like `_at`, and tells the action the time."""
+        self._at(time_us, lambda: action(*arguments, self.now_us))
+
+    def _leave(self, slot: int) -> None:
+        self._among = self._among[self._among != slot]
+        if self.moves is not None:
+            self.moves.leave(slot)
+            self.moves.on_left = self._left
+        self.empty_us[slot] = self.now_us
+
+    def _left(self, slot: int, now_us: float) -> None:
+        """A request has ended there, or gone elsewhere."""
+        if slot in self.empty_us:
+            self.empty_us[slot] = now_us
+
     def _submit(self, request: SimRequest) -> None:
         delay_us = self.delays.submit_us(self.seed, request.number)
         if delay_us:
@@ -156,15 +181,17 @@ class Cluster:
 
     def _place(self, request: SimRequest, among: np.ndarray | None = None) -> None:
         request.dispatched += 1
-        slot = self.dispatch.choose(self._ask(request), self.loads, self._among if among is None else among).slot
+        slot = self.dispatch.choose(
+            self._ask(request), self.loads, self._able(request) if among is None else among
+        ).slot
         request.worker = slot
         own_us = self.kinds[slot].model.prefill_us(request.prompt_tokens)
-        self._sent[slot] += 1
-        self._charges[slot].append((self._sent[slot], own_us, request.prompt_tokens))
-        self.loads.add(slot, columns.REQUESTS, 1)
-        self.loads.add(slot, columns.QUEUED_TOKENS, request.prompt_tokens)
-        self.loads.add(slot, columns.QUEUED_US, own_us)
+        self.ledger.charge(slot, request.prompt_tokens, own_us)
         self._at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
+
+    def _able(self, request: SimRequest) -> np.ndarray:
+        """Where it may be prefilled."""
+        return self._among if self.moves is None else self.moves.candidates(request)
 
     def _ask(self, request: SimRequest) -> Ask:
         return Ask(
@@ -178,14 +205,17 @@ class Cluster:
         )
 
     def _deliver(self, slot: int, request: SimRequest) -> None:
-        engine = self.engines[slot]
-        version = engine.version
-        engine.deliver(request, self.now_us)
-        if engine.version != version:
+        self.engines[slot].deliver(request, self.now_us)
+        self._renew(slot)
+
+    def _renew(self, slot: int) -> None:
+        """What it runs may end at another time than was said, or it was idle and runs now."""
+        if self.engines[slot].version != self._awaited[slot]:
             self._await(slot)
 
     def _await(self, slot: int) -> None:
         engine = self.engines[slot]
+        self._awaited[slot] = engine.version
         if engine.end_us is not None:
             self._at(engine.end_us, self._ended, slot, engine.version)
             self._await_report(slot)
@@ -217,19 +247,9 @@ class Cluster:
         self._at(self.now_us + self.delays.report_us, self._report, slot, self.engines[slot].report(self.now_us))
 
     def _report(self, slot: int, report: EngineReport) -> None:
-        """As the scheduler's ledger: what the report does not know of yet stays charged."""
-        charges = self._charges[slot]
-        while charges and charges[0][0] <= report.applied:
-            charges.popleft()
-        loads = self.loads
-        loads.set(slot, columns.REQUESTS, report.waiting + report.running + len(charges))
-        loads.set(slot, columns.QUEUED_TOKENS, report.queued_tokens + sum(charge[2] for charge in charges))
-        loads.set(slot, columns.QUEUED_US, report.queued_us + sum(charge[1] for charge in charges))
-        loads.set(slot, columns.SHARE, report.prefill_share)
-        loads.set(slot, columns.RUNNING, report.running)
-        loads.set(slot, columns.CONTEXT, report.context_tokens)
-        loads.set(slot, columns.KV_USED, report.kv_used)
-
+        self.ledger.report(slot, report)
+        if self.moves is not None:
+            self.moves.reported(self.now_us)
         if self.rebalance and self.now_us >= self._rebalanced_us + REBALANCE_US:
             self._rebalanced_us = self.now_us
             self._feed_idle()
@@ -246,6 +266,9 @@ class Cluster:
 
     def _finished(self, request: SimRequest, now_us: float) -> None:
         self.lengths.learn(request.tier, request.made)
+        if self.moves is not None:
+            self.moves.ended(request, now_us)
+        self._left(request.worker, now_us)
         first_us, last_us = self.delays.return_us(self.seed, request.number)
         request.first_us += first_us
         request.last_us = max(request.last_us + last_us, request.first_us)
@@ -253,12 +276,15 @@ class Cluster:
     def _given_up(self, given_up: GivenUp, now_us: float) -> None:
         request = given_up.request
         assert isinstance(request, SimRequest)
+        if self.moves is not None:
+            self.moves.ended(request, now_us)
         self._at(now_us + self.delays.report_us, self._returned, request)
 
     def _returned(self, request: SimRequest) -> None:
         """Another worker, if one still can by its model; else what its tier says."""
         if self.second_try and request.dispatched == 1 and len(self.kinds) > 1:
-            others = self._among[self._among != request.worker]
+            others = self._able(request)
+            others = others[others != request.worker]
             able = in_time(self._ask(request), self.loads, others)
             if len(able):
                 self._place(request, able)

@@ -118,6 +118,7 @@ class DecodeTable:
         request.last_us = float(column[LAST])
         request.worst_gap_us = float(column[WORST])
         request.late_tokens = int(column[LATE])
+        request.computed = int(column[CONTEXT])
         self.context_tokens -= column[CONTEXT]
         last = self.count - 1
         if at != last:
@@ -125,6 +126,16 @@ class DecodeTable:
             self.requests[at] = self.requests[last]
         self.requests.pop()
         return request
+
+    def __contains__(self, request: SimRequest) -> bool:
+        return any(other is request for other in self.requests)
+
+    def place(self, request: SimRequest) -> int:
+        """Raises ValueError where it is not here."""
+        return self.requests.index(request)
+
+    def context_of(self, request: SimRequest) -> int:
+        return int(self._table[CONTEXT, self.place(request)])
 
     def most_slack(self) -> int:
         """The one that can best wait: the one to preempt."""

@@ -8,36 +8,23 @@ the simulation takes (a property test says so).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
 from hyperflexis_sim.engine_report import EngineReport
+from hyperflexis_sim.engine_room import EngineRoom
+from hyperflexis_sim.engine_run import Run
 from hyperflexis_sim.noise import Noise
 from hyperflexis_sim.request import FINISHED, RUNNING, SimRequest
 from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
-from hyperflexis_worker.core.step_policy import Decodes, GivenUp, Offer, StepChoice, StepPolicy
+from hyperflexis_worker.core.prefill_queue import PrefillQueue
+from hyperflexis_worker.core.step_policy import GivenUp, StepChoice, StepPolicy
 
 MOST_MOVES = 3
 LONGEST_LEAP = 512
 """Steps; bounds the arrays of a leap."""
-
-
-@dataclass(slots=True)
-class _Run:
-    """The steps under way: one, or several that are alike."""
-
-    choice: StepChoice
-    decodes: Decodes
-    ends_us: np.ndarray
-    predicted_us: np.ndarray
-    took_us: np.ndarray
-    waiting_left: bool
-    told: int = 0
-    """Steps that the policy has heard of."""
 
 
 class SimEngine:
@@ -65,19 +52,22 @@ class SimEngine:
         self.waiting = PrefillQueue()
         self.table = DecodeTable()
         self.lengths = OutputLengths()
-        self._begun_tokens = 0
-        """Computed tokens of those that do not decode yet."""
-        self._owed = 0
-        """Tokens that those begun, in this step too, are yet to fill."""
-        self._growth: float | None = None
-        """Tokens that all who run, those begun in this step too, are expected to make; None = not asked yet."""
+        self.room = EngineRoom(kv_tokens, self.table, self.waiting, self.lengths, reserve_growth)
         self._noise = noise
         self._host_us = host_us
-        self._reserve_growth = reserve_growth
         self._leap = leap
-        self._run: _Run | None = None
+        self._run: Run | None = None
+        self.watched: dict[int, SimRequest] = {}
+        """On the move from here, by number: while there are any, every step end is told to `on_boundary`."""
+        self._joining: list[SimRequest] = []
+        """They have come, and decode from the next step on."""
         self.on_given_up: Callable[[GivenUp, float], None] = lambda given_up, now_us: None
         self.on_finished: Callable[[SimRequest, float], None] = lambda request, now_us: None
+        self.on_started: Callable[[SimRequest, float], None] | None = None
+        """Its first chunk begins."""
+        self.on_first_token: Callable[[SimRequest, float], None] | None = None
+        self.on_boundary: Callable[[float], None] = lambda now_us: None
+        self.on_preempted: Callable[[SimRequest, float], None] = lambda request, now_us: None
 
     @property
     def end_us(self) -> float | None:
@@ -86,12 +76,7 @@ class SimEngine:
 
     @property
     def kv_used(self) -> float:
-        return self.table.context_tokens + self._begun_tokens
-
-    @property
-    def free_tokens(self) -> float:
-        """Room left in the KV pool."""
-        return self.kv_tokens - self.kv_used
+        return self.room.used
 
     def deliver(self, request: SimRequest, now_us: float) -> None:
         """A request has arrived here."""
@@ -101,15 +86,83 @@ class SimEngine:
         run = self._run
         if run is None:
             self._start(now_us)
-        elif len(run.ends_us) > 1:
-            steps = int(np.searchsorted(run.ends_us, now_us, "left")) + 1
-            if steps < len(run.ends_us):
-                self._noise.give_back(len(run.ends_us) - steps)
-                run.ends_us, run.predicted_us, run.took_us = (
-                    a[:steps] for a in (run.ends_us, run.predicted_us, run.took_us)
-                )
-                self.version += 1
-            run.waiting_left = False
+        else:
+            self._cut(now_us)
+
+    def _cut(self, now_us: float) -> None:
+        """A leap ends with the step that runs now: somebody comes or goes."""
+        run = self._run
+        assert run is not None
+        steps = int(np.searchsorted(run.ends_us, now_us, "left")) + 1
+        if steps < len(run):
+            self._noise.give_back(run.keep(steps))
+            self.version += 1
+
+    # Moves. What they change is seen by the next step, as if every step had been taken on its own.
+
+    def settle(self, now_us: float) -> None:
+        """The steps of a leap that are over count, and it ends with the one that runs now."""
+        run = self._run
+        if run is None or len(run) == 1:
+            return
+        self._cut(now_us)
+        ended = min(run.ended(now_us), len(run) - 1)
+        if ended:
+            self._learn(run, ended)
+            self.steps += ended
+            self.table.advance(run.ends_us[:ended])
+            self.room.grown()
+            run.drop(ended)
+
+    def reserve(self, tokens: float, now_us: float) -> bool:
+        """Room for a decode that is to come; False where there is none."""
+        self.settle(now_us)
+        return self.room.reserve(tokens)
+
+    def release(self, tokens: float, now_us: float) -> None:
+        """Room held for a move is free again."""
+        self.settle(now_us)
+        self.room.held_tokens -= tokens
+        self._wake(now_us)
+
+    def watch(self, request: SimRequest, now_us: float) -> None:
+        """It is on the move from here."""
+        self.settle(now_us)
+        self.watched[request.number] = request
+
+    def unwatch(self, request: SimRequest) -> None:
+        self.watched.pop(request.number, None)
+
+    def let_go(self, request: SimRequest) -> int:
+        """At a step end: it stops decoding here; its KV stays until `release`. Returns its context in tokens."""
+        del self.watched[request.number]
+        self.table.remove(self.table.place(request))
+        self.room.held_tokens += request.computed
+        return request.computed
+
+    def join(self, request: SimRequest, reserved: float, now_us: float) -> None:
+        """It goes on decoding here, from the next step on, in the room that was reserved."""
+        self.settle(now_us)
+        self.room.held_tokens += request.computed - reserved
+        self._joining.append(request)
+        self._wake(now_us)
+
+    def context_of(self, request: SimRequest, now_us: float) -> int:
+        """Tokens of it whose KV is here."""
+        self.settle(now_us)
+        return self.table.context_of(request) if request in self.table else request.computed
+
+    def _take_joining(self) -> list[SimRequest]:
+        joined = list(self._joining)
+        self._joining.clear()
+        for request in joined:
+            self.room.held_tokens -= request.computed
+            self.table.add(request, request.last_us, self.lengths.mean(request.tier))
+        return joined
+
+    def _wake(self, now_us: float) -> None:
+        if self._run is None and (len(self.waiting) or self._joining):
+            self._start(now_us)
 
     def revoke(self) -> SimRequest | None:
         """The newest request that has not begun and may still move, taken away."""
@@ -126,17 +179,19 @@ class SimEngine:
         run = self._run
         assert run is not None
         self._run = None
-        self.steps += len(run.ends_us)
-        self._learn(run, len(run.ends_us))
+        self.steps += len(run)
+        self._learn(run, len(run))
         if self.table.count:
             for request in self.table.advance(run.ends_us, run.choice.decode):
                 self._finish(request, now_us)
         for chosen, tokens in run.choice.chunks:
             assert isinstance(chosen, SimRequest)
             self._prefilled(chosen, tokens, now_us)
+        if self.watched:
+            self.on_boundary(now_us)
         self._start(now_us)
 
-    def _learn(self, run: _Run, ended: int) -> None:
+    def _learn(self, run: Run, ended: int) -> None:
         """The policy hears of each step once, in the middle of a leap too."""
         for at in range(run.told, ended):
             self.policy.stepped(
@@ -147,7 +202,7 @@ class SimEngine:
     def next_end_us(self, from_us: float) -> float | None:
         """The first step end at or after `from_us`, that of the whole run left out; None where there is none."""
         run = self._run
-        if run is None or len(run.ends_us) == 1:
+        if run is None or len(run) == 1:
             return None
         at = int(np.searchsorted(run.ends_us, from_us, "left"))
         return float(run.ends_us[at]) if at < len(run.ends_us) - 1 else None
@@ -155,8 +210,8 @@ class SimEngine:
     def report(self, now_us: float) -> EngineReport:
         """As of the last step that ended, be it in the middle of a leap."""
         grown = 0
-        if self._run is not None and len(self._run.ends_us) > 1:
-            ended = int(np.searchsorted(self._run.ends_us, now_us, "right"))
+        if self._run is not None and len(self._run) > 1:
+            ended = self._run.ended(now_us)
             self._learn(self._run, ended)
             grown = ended * self.table.count
         policy, model, queue = self.policy, self.policy.model, self.waiting
@@ -169,6 +224,7 @@ class SimEngine:
             queued_tokens=int(tokens.sum()),
             queued_us=float((tokens * (model.c2_us + model.c3_us * (tokens / 2 + queue.computed))).sum()),
             prefill_share=getattr(policy, "prefill_share", 1.0),
+            pace=getattr(policy, "pace", 1.0),
             context_tokens=self.table.context_tokens + grown,
             kv_used=self.kv_used + grown,
         )
@@ -176,14 +232,16 @@ class SimEngine:
     def _prefilled(self, request: SimRequest, tokens: int, now_us: float) -> None:
         request.computed += tokens
         request.to_compute -= tokens
-        self._begun_tokens += tokens
+        self.room.begun_tokens += tokens
         if request.to_compute:
             self.waiting.progressed(request)
             return
         self.waiting.remove(request)
-        self._begun_tokens -= request.computed
+        self.room.begun_tokens -= request.computed
         if not request.made:
             request.first_us = now_us
+            if self.on_first_token is not None:
+                self.on_first_token(request, now_us)
             request.late_tokens = int(now_us > request.arrival_us + request.promised_ttft_us)
         else:
             request.worst_gap_us = max(request.worst_gap_us, now_us - request.last_us)
@@ -202,28 +260,40 @@ class SimEngine:
 
     def _start(self, now_us: float) -> None:
         self.version += 1
-        while self.table.count and self.kv_used + self.table.count > self.kv_tokens:
-            self._preempt()
-        self._owed = int(self.waiting.to_compute[self.waiting.computed > 0].sum()) if self._begun_tokens else 0
-        self._growth = None
+        joined = self._take_joining()
+        while self.room.short:
+            self._preempt(now_us)
+        self.room.begin()
         decodes = self.table.view()
-        choice = self.policy.choose(now_us, decodes, self.waiting, self)
+        choice = self.policy.choose(now_us, decodes, self.waiting, self.room)
         if choice.given_up:
             for given_up in choice.given_up:
                 assert isinstance(given_up.request, SimRequest)
                 self.waiting.remove(given_up.request)
-                self._begun_tokens -= given_up.request.computed
+                self.room.begun_tokens -= given_up.request.computed
                 given_up.request.computed, given_up.request.to_compute = 0, given_up.request.prompt_tokens
                 self.on_given_up(given_up, now_us)
         if not choice.chunks and not self.table.count:
-            if len(self.waiting) and self._begun_tokens:
+            if len(self.waiting) and self.room.begun_tokens:
                 # Prefills that began hold the pool between them: the last one yields.
-                self._yield_begun()
+                self._yield_begun(now_us)
                 self._start(now_us)
             return
         decoding = self.table.count if choice.decode is None else int(choice.decode.sum())
         steps = 1
-        if self._leap and choice.repeats and not choice.chunks and not len(self.waiting) and choice.decode is None:
+        if self.on_started is not None:
+            for chosen in choice.chunks:
+                assert isinstance(chosen.request, SimRequest)
+                if not chosen.request.computed:
+                    self.on_started(chosen.request, now_us)
+        if (
+            self._leap
+            and not self.watched
+            and choice.repeats
+            and not choice.chunks
+            and not len(self.waiting)
+            and choice.decode is None
+        ):
             room = int((self.kv_tokens - self.kv_used) // decoding)
             steps = max(1, min(self.table.least_left(), LONGEST_LEAP, room))
         predicted_us = self._times(self.policy.model, choice, decoding, steps)
@@ -231,7 +301,9 @@ class SimEngine:
         took_us = times_us * self._noise.take(times_us)
         ends_us = now_us + np.cumsum(took_us + self._host_us)
         left = len(self.waiting) > len(choice.chunks) or any(c.tokens < c.request.to_compute for c in choice.chunks)
-        self._run = _Run(choice, decodes, ends_us, predicted_us, took_us, left)
+        for request in joined:
+            request.longest_move_us = max(request.longest_move_us, float(ends_us[0]) - request.last_us)
+        self._run = Run(choice, decodes, ends_us, predicted_us, took_us, left)
 
     def _times(self, model: StepTimeModel, choice: StepChoice, decodes: int, steps: int) -> np.ndarray:
         """As StepTimeModel.predict_us, for `steps` steps in which each decode's context grows by one."""
@@ -246,46 +318,20 @@ class SimEngine:
         first_us += model.c1_us * min(tokens, PLATEAU_TOKENS) + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
         return first_us + model.c4_us * decodes * np.arange(steps)
 
-    def _preempt(self) -> None:
+    def _preempt(self, now_us: float) -> None:
         """KV ran out: the decode with the most slack loses its blocks and is computed again later."""
         request = self.table.remove(self.table.most_slack())
         request.to_compute, request.computed = request.prompt_tokens + request.made, 0
         request.due_us = request.first_us + request.made * request.tpot_us
         self.waiting.add(request)
         self.preemptions += 1
+        self.on_preempted(request, now_us)
 
-    def _yield_begun(self) -> None:
+    def _yield_begun(self, now_us: float) -> None:
         request = next(r for r in reversed(self.waiting.requests) if r.computed)
         assert isinstance(request, SimRequest)
-        self._begun_tokens -= request.computed
+        self.room.begun_tokens -= request.computed
         request.to_compute, request.computed = request.to_compute + request.computed, 0
         self.waiting.progressed(request)
         self.preemptions += 1
-
-    # The policy's Room: the KV pool, counted in tokens. One choice at a time, so `_promised` starts at zero each.
-
-    def offer(self, request: Waiting) -> Offer | None:
-        used = self.kv_used + self.table.count
-        if request.computed:
-            # What it still needs was owed to it when it began.
-            fits = used + request.to_compute <= self.kv_tokens
-            return Offer(request.computed, request.to_compute) if fits else None
-        need = used + self._owed + request.to_compute
-        if self._reserve_growth and (self.table.count or self._owed):
-            need += self._expected_growth() + self._remaining(request)
-        return Offer(0, request.to_compute) if need <= self.kv_tokens else None
-
-    def take(self, request: Waiting) -> None:
-        if not request.computed:
-            self._owed += request.to_compute
-            if self._reserve_growth:
-                self._growth = self._expected_growth() + self._remaining(request)
-
-    def _expected_growth(self) -> float:
-        if self._growth is None:
-            begun = np.flatnonzero(self.waiting.computed)
-            self._growth = self.table.growth() + sum(self._remaining(self.waiting.requests[at]) for at in begun)
-        return self._growth
-
-    def _remaining(self, request: Waiting) -> float:
-        return self.lengths.remaining(request.tier, request.made, request.max_tokens)
+        self.on_preempted(request, now_us)

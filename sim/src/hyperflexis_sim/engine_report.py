@@ -19,3 +19,5 @@ class EngineReport:
     context_tokens: float
     kv_used: float
     """Tokens."""
+    pace: float = 1.0
+    """Actual over predicted step time, as the worker measures it."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.policies import policy_of
-from hyperflexis_sim.profiles import worker_kinds
+from hyperflexis_sim.profiles import kv_bytes_per_token, worker_kinds
 from hyperflexis_sim.score import scores
 from hyperflexis_sim.tiers import Promise
+from hyperflexis_sim.wires import WireRules
 from hyperflexis_sim.workload import Workload
 from hyperflexis_worker.core.worth import WorthRules
 
@@ -51,6 +52,12 @@ class Experiment:
     """How much slower one of the workers is than the others."""
     slow_worker_known: bool = False
     """Whether its model says so."""
+    wires: WireRules = WireRules()
+    """What KV travels on, for policies that move it."""
+    leaves: Sequence[tuple[float, int]] = ()
+    """(seconds, worker): from then on nothing new goes there."""
+    kv_share: float = 1.0
+    """Of its KV pool, what each worker really has."""
 
     @property
     def until_s(self) -> float:
@@ -68,6 +75,8 @@ class Experiment:
             workers[0] = replace(workers[0], model=workers[0].model.scaled(self.slow_worker))
         else:
             workers[0] = replace(workers[0], slower=self.slow_worker)
+        if self.kv_share != 1.0:
+            workers = [replace(kind, kv_tokens=int(kind.kv_tokens * self.kv_share)) for kind in workers]
         cluster = Cluster(
             workers,
             policy.dispatch(self.seed),
@@ -78,6 +87,9 @@ class Experiment:
             leap=self.leap,
             delays=self.delays,
             promises=self.promises,
+            plan=policy.plan,
+            wires=replace(self.wires, bytes_per_token=kv_bytes_per_token(self.profile)),
+            leaves=[(at_s * 1e6, worker) for at_s, worker in self.leaves],
         )
         requests = self.workload.requests(self.promises)
         cluster.run(requests, self.until_s * 1e6, tick)
@@ -94,4 +106,7 @@ class Experiment:
             "policy": self.policy,
             "seed": self.seed,
         }
+        if self.leaves:
+            until_us = [cluster.empty_us[worker] - at_s * 1e6 for at_s, worker in self.leaves]
+            about["empty_after_s"] = max(until_us) / 1e6
         return [about | row for row in scores(scored, seconds)]

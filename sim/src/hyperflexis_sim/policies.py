@@ -19,7 +19,9 @@ from hyperflexis_scheduler.core.dispatch_policy import (
     least_queued_tokens,
     least_requests,
 )
+from hyperflexis_sim.disaggregation import Plan
 from hyperflexis_sim.dispatch_baselines import DynamoKvCost, LlmdDefault, LlmdHeadroom, PowerOfTwo
+from hyperflexis_sim.plans import plan_of
 from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
@@ -45,6 +47,8 @@ class Policy:
     reserve_growth: bool
     """Whether admission leaves room in the KV pool for what all who run will grow by."""
     description: str
+    plan: Plan | None = None
+    """Roles and moves, where its name asks for them after an @."""
 
 
 def _chunked(max_tokens: int, order: str = "fcfs") -> Step:
@@ -92,6 +96,7 @@ POLICIES = {
     "least_requests+fcfs2048": Policy(
         lambda seed: least_requests(), _FCFS2048, False, "fewest requests, in front of vLLM v1's default"
     ),
+    "jsq+fcfs2048": Policy(_jsq, _FCFS2048, False, "shortest queue in tokens, in front of vLLM v1's default"),
     "jsq+edf512": Policy(
         _jsq, _chunked(STEP_TOKENS, "edf"), False, "shortest queue in tokens, earliest deadline first"
     ),
@@ -125,10 +130,19 @@ POLICIES = {
 
 def policy_of(name: str, worth: WorthRules | None = None) -> Policy:
     """By its name; `hyperflexis:work_order=0:give_up=false` is ours with some of SloRules changed. `worth`: guarantees
-    and reserves, which only ours has.
+    and reserves, which only ours has. After an @ come roles and moves (hyperflexis_sim.plans).
 
     Raises ValueError where there is none of this name, or no such rule.
     """
+    name, at, roles = name.partition("@")
+    policy = _collocated(name, worth)
+    if not at:
+        return policy
+    ours = name.split(":")[0].endswith("hyperflexis")
+    return replace(policy, plan=plan_of(roles, None if ours else SEQUENCES))
+
+
+def _collocated(name: str, worth: WorthRules | None) -> Policy:
     name, *changes = name.split(":")
     try:
         policy = POLICIES[name]

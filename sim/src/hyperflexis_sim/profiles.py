@@ -16,6 +16,7 @@ MODELS = {
 USABLE = 0.9
 """Of a GPU's memory; the rest is for activations, graphs and the allocator."""
 KV_TOKENS = 400_000
+BYTES_PER_TOKEN = 131_072
 """Of profiles that this file knows no GPU or model of."""
 
 
@@ -38,3 +39,9 @@ def kv_tokens(profile: str) -> int:
     weights_gb, bytes_per_token = MODELS[model]
     free_gb = GPU_GB[gpu] * USABLE * int(tp.removeprefix("tp")) - weights_gb
     return int(free_gb * 1e9 / bytes_per_token)
+
+
+def kv_bytes_per_token(profile: str) -> float:
+    """Of the first of several profiles: workers that hand requests over serve one model."""
+    model = profile.split("+")[0].partition("/")[2].partition("/")[0]
+    return float(MODELS[model][1] if model in MODELS else BYTES_PER_TOKEN)

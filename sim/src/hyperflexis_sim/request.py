@@ -35,6 +35,10 @@ class SimRequest:
     dispatched: int = 0
     moves: int = 0
     """Times it was taken from a worker for an idle one."""
+    migrations: int = 0
+    """Times it went to another worker while it ran, hand-offs after prefill among them."""
+    longest_move_us: float = 0.0
+    """The longest pause between two tokens of which the first was made before such a move and the second after it."""
     first_us: float = -1.0
     last_us: float = -1.0
     worst_gap_us: float = 0.0

@@ -16,7 +16,8 @@ def scores(requests: Sequence[SimRequest], seconds: float) -> list[dict[str, Any
     """A row for each tier, and one for `all`. `seconds` = over how long these requests arrived.
 
     Percentiles are of finished requests; null where there is none. token_deadline_attainment = share of the requests
-    that finished with every token k in time for arrival + TTFT + k TPOT.
+    that finished with every token k in time for arrival + TTFT + k TPOT. migrated = those that ran on more than one
+    worker; move_p99_ms = of the pauses in which they went.
     """
     tiers = list(dict.fromkeys(request.tier_promised for request in requests))
     rows = [_row(tier, [r for r in requests if r.tier_promised == tier], seconds) for tier in sorted(tiers)]
@@ -48,6 +49,8 @@ def _row(tier: str, requests: Sequence[SimRequest], seconds: float) -> dict[str,
         "refused": sum(request.state == REFUSED for request in requests),
         "downgraded": sum(request.downgraded for request in requests),
         "unfinished": sum(request.state not in (FINISHED, REFUSED) for request in requests),
+        "migrated": sum(request.migrations > 0 for request in requests),
+        "move_p99_ms": _percentile(_ms(r.longest_move_us for r in finished if r.migrations), 99),
         "token_deadline_attainment": sum(r.late_tokens == 0 for r in finished) / max(len(requests), 1),
     }
 

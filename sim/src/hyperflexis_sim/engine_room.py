@@ -1,0 +1,88 @@
+"""The KV pool of a simulated worker, counted in tokens: the policy's Room, and what moves hold of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hyperflexis_sim.decode_table import DecodeTable
+from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
+from hyperflexis_worker.core.step_policy import Offer
+
+
+class EngineRoom:
+    """One choice at a time: what was owed and promised in it starts anew with `begin`."""
+
+    def __init__(
+        self, kv_tokens: int, table: DecodeTable, waiting: PrefillQueue, lengths: OutputLengths, reserve_growth: bool
+    ) -> None:
+        self.kv_tokens = kv_tokens
+        self.begun_tokens = 0
+        """Computed tokens of those that do not decode yet."""
+        self.held_tokens = 0.0
+        """Of moves: reserved for those that come, pinned for those that have stopped and are still read."""
+        self._table = table
+        self._waiting = waiting
+        self._lengths = lengths
+        self._reserve_growth = reserve_growth
+        self._owed = 0
+        """Tokens that those begun, in this step too, are yet to fill."""
+        self._growth: float | None = None
+        """Tokens that all who run, those begun in this step too, are expected to make; None = not asked yet."""
+
+    @property
+    def used(self) -> float:
+        return self._table.context_tokens + self.begun_tokens + self.held_tokens
+
+    @property
+    def free_tokens(self) -> float:
+        return self.kv_tokens - self.used
+
+    @property
+    def short(self) -> bool:
+        """There is no room for the next token of every decode."""
+        return self._table.count > 0 and self.used + self._table.count > self.kv_tokens
+
+    def begin(self) -> None:
+        self._owed = int(self._waiting.to_compute[self._waiting.computed > 0].sum()) if self.begun_tokens else 0
+        self._growth = None
+
+    def offer(self, request: Waiting) -> Offer | None:
+        used = self.used + self._table.count
+        if request.computed:
+            # What it still needs was owed to it when it began.
+            fits = used + request.to_compute <= self.kv_tokens
+            return Offer(request.computed, request.to_compute) if fits else None
+        need = used + self._owed + request.to_compute
+        if self._reserve_growth and (self._table.count or self._owed):
+            need += self._expected_growth() + self._remaining(request)
+        return Offer(0, request.to_compute) if need <= self.kv_tokens else None
+
+    def take(self, request: Waiting) -> None:
+        if not request.computed:
+            self._owed += request.to_compute
+            if self._reserve_growth:
+                self._growth = self._expected_growth() + self._remaining(request)
+
+    def reserve(self, tokens: float) -> bool:
+        """For a decode that is to come; only what nobody here will need by all that is known."""
+        need = self.used + self._table.count + self._owed + tokens
+        if self._reserve_growth:
+            need += self._expected_growth()
+        if need > self.kv_tokens:
+            return False
+        self.held_tokens += tokens
+        return True
+
+    def grown(self) -> None:
+        """Steps have been taken since `begin`."""
+        self._growth = None
+
+    def _expected_growth(self) -> float:
+        if self._growth is None:
+            begun = np.flatnonzero(self._waiting.computed)
+            self._growth = self._table.growth() + sum(self._remaining(self._waiting.requests[at]) for at in begun)
+        return self._growth
+
+    def _remaining(self, request: Waiting) -> float:
+        return self._lengths.remaining(request.tier, request.made, request.max_tokens)
