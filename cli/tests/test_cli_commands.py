@@ -36,7 +36,22 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.mark.parametrize(
-    "command", ["up", "demo", "generate", "replay", "requests", "explain", "models", "cluster", "profile"]
+    "command",
+    [
+        "up",
+        "demo",
+        "generate",
+        "replay",
+        "requests",
+        "explain",
+        "models",
+        "cluster",
+        "top",
+        "migrate",
+        "role",
+        "drain",
+        "profile",
+    ],
 )
 def test_every_command_has_help(command: str) -> None:
     result = run(command, "--help")

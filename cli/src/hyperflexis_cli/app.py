@@ -8,16 +8,18 @@ from typing import Annotated
 
 import typer
 
+from hyperflexis_cli.commands.cluster import cluster, top
 from hyperflexis_cli.commands.demo import demo
 from hyperflexis_cli.commands.generate import generate
-from hyperflexis_cli.commands.inspect import cluster, explain, models, requests
+from hyperflexis_cli.commands.inspect import explain, models, requests
+from hyperflexis_cli.commands.operate import drain, migrate, role
 from hyperflexis_cli.commands.profile import profile
 from hyperflexis_cli.commands.replay import replay
 from hyperflexis_cli.commands.simulate import simulate
 from hyperflexis_cli.commands.up import up
 from hyperflexis_cli.console import out
 
-RUN, USE, LOOK = "Run a stack", "Use it", "Look inside"
+RUN, USE, LOOK, ACT = "Run a stack", "Use it", "Look inside", "Operate it"
 
 app = typer.Typer(
     name="hyperflexis",
@@ -37,6 +39,10 @@ for panel, command in (
     (LOOK, explain),
     (LOOK, models),
     (LOOK, cluster),
+    (LOOK, top),
+    (ACT, migrate),
+    (ACT, role),
+    (ACT, drain),
 ):
     # One line per paragraph: the docstring's own line ends would otherwise show.
     paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")

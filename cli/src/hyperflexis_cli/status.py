@@ -7,7 +7,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as wire
-from hyperflexis_cli.commands.inspect import worker_state
+from hyperflexis_cli.cluster_view import worker_state
 from hyperflexis_cli.stack import LocalStack
 
 Row = tuple[str, str, str, str, str]

@@ -41,6 +41,32 @@ LOST = {
     "failed_for_router": "the router could not get its tokens",
     "router_away": "its router was away",
     "not_in_snapshot": "the worker came back without it",
+    "move_failed": "it had been stopped for a move that came to nothing",
+    "stopped_for_nobody": "it had been stopped for a move that was over",
+}
+MOVED_FOR = {
+    "operator": "an operator wants it",
+    "role": "it is prefilled, and that worker only prefills",
+    "drain": "its worker is leaving",
+}
+STAYS = {
+    "no_decode_worker": "no other worker decodes",
+    "no_kv_room": "no other worker has room for its cache",
+    "no_tpot_budget": "no other worker could keep all promises with it",
+    "links_busy": "the links there are busy",
+    "no_worker_with_both": "no other worker has both room for its cache and time for its tokens",
+}
+NOT_MOVED = {
+    "no_blocks": "no room for its cache there",
+    "draining": "that worker is leaving",
+    "no_engine": "no engine serves there",
+    "lease_over": "its cache was not across in time",
+    "read_failed": "its cache could not be read",
+    "layout_differs": "the two engines' caches differ",
+    "source_not_found": "it had ended where it was",
+    "source_resource_exhausted": "too much is being moved from there already",
+    "worker_gone": "that worker is gone",
+    "not_in_snapshot": "that worker came back without it",
 }
 REFUSED = {
     "slo": "its promise cannot be kept",
@@ -124,11 +150,27 @@ def _preempt(decision: Decision) -> str:
     return f"preempted on {_worker(decision)}: its KV blocks went to other requests{again}"
 
 
+def _moved(decision: Decision) -> str:
+    numbers = decision.numbers
+    said = f"moved to {_worker(decision)} with its cache"
+    if "blocks" in numbers:
+        said += f", {_counted(numbers['blocks'], 'block')}"
+    if "took_us" in numbers:
+        said += f", in {microseconds(numbers['took_us'])}"
+    if "stopped_us" in numbers:
+        said += f"; it stood still for {microseconds(numbers['stopped_us'])} of them"
+    return said
+
+
 SAID: dict[str, Callable[[Decision], str]] = {
     "place": _place,
     "gave_up": _gave_up,
     "hold": _hold,
     "finish": _finish,
+    "moved": _moved,
+    "move": lambda decision: f"to move to {_worker(decision)}: {_why(MOVED_FOR, decision)}",
+    "stay": lambda decision: f"decodes on {_worker(decision)}, where it was prefilled: {_why(STAYS, decision)}",
+    "move_failed": lambda decision: f"not moved to {_worker(decision)}: {_why(NOT_MOVED, decision)}",
     "preempt": _preempt,
     "begin": lambda decision: f"its first chunk has run on {_worker(decision)}",
     "first_token": lambda decision: f"{_worker(decision)} made its first token",

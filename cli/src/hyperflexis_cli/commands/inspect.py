@@ -1,39 +1,27 @@
-"""`hyperflexis requests`, `explain`, `models`, `cluster`: what runs, where, and why."""
+"""`hyperflexis requests`, `explain`, `models`: what runs, where, and why."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich import box
-from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from hyperflexis.common.v1 import capability_pb2
-from hyperflexis.scheduler.v1 import scheduler_service_pb2 as wire
-from hyperflexis_cli.cluster import find_leader, look_at_cluster, watch_cluster
 from hyperflexis_cli.console import (
     DEFAULT_TARGET,
     PATIENCE,
     ApiKey,
     Targets,
-    fail,
     friendly,
     out,
     served_models,
     targets_of,
 )
 from hyperflexis_cli.figures import count, microseconds
-from hyperflexis_cli.stack import RUNS, STACK_FILE
 from hyperflexis_cli.timeline import timeline, verdict_lines
 from hyperflexis_client import AsyncClient, RequestDetails
-
-DEFAULT_SCHEDULERS = ["127.0.0.1:50052"]
 
 
 @friendly
@@ -108,80 +96,6 @@ async def models(target: Targets = DEFAULT_TARGET, api_key: ApiKey = None) -> No
         times = (microseconds(tier.ttft_us), microseconds(tier.tpot_us), microseconds(tier.max_gap_us))
         tiers.add_row(escape(name), *times, f"{tier.weight:g}")
     out.print(tiers)
-
-
-@friendly
-async def cluster(
-    scheduler: Annotated[
-        str,
-        typer.Option(
-            envvar="HYPERFLEXIS_SCHEDULERS",
-            help="Schedulers as host:port, with commas. Default: those of the stack that runs in this directory, else "
-            + DEFAULT_SCHEDULERS[0],
-            show_default=False,
-        ),
-    ] = "",
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on showing it.")] = False,
-) -> None:
-    """Shows the workers as the leading scheduler sees them."""
-    schedulers = targets_of(scheduler) if scheduler else running_schedulers() or DEFAULT_SCHEDULERS
-    leader = await find_leader(schedulers)
-    if leader is None:
-        fail(f"no leader among {', '.join(schedulers)} (name the schedulers with --scheduler)")
-    if not watch:
-        seen = await look_at_cluster([leader])
-        if seen is None:
-            fail(f"the leader {leader} does not answer")
-        out.print(cluster_table(seen, leader))
-        return
-    with Live(console=out, auto_refresh=False) as live:
-        async for message in watch_cluster(leader):
-            live.update(cluster_table(message, leader), refresh=True)
-
-
-def cluster_table(cluster: wire.WatchClusterResponse, leader: str) -> Table:
-    """A row per worker."""
-    title = (
-        f"leader {leader}, epoch {cluster.fence.epoch}: {cluster.active} requests placed, {cluster.held} held, "
-        f"{len(cluster.routers)} routers"
-    )
-    columns = ("worker", "address", "model", "state", "running", "waiting", "queued tokens", "free blocks", "silent")
-    table = _table(*columns, title=title)
-    for worker in cluster.workers:
-        load = worker.load
-        table.add_row(
-            worker.identity.worker_id,
-            worker.address,
-            escape(worker.model),
-            worker_state(worker),
-            count(load.running),
-            count(load.waiting),
-            count(load.queued_prefill_tokens),
-            f"{count(load.kv.free_blocks)}/{count(load.kv.total_blocks)}",
-            microseconds(worker.silent_us),
-        )
-    return table
-
-
-def worker_state(worker: wire.ClusterWorker) -> str:
-    """ready, loading …; hung and disconnected come first."""
-    if worker.hung:
-        return "hung"
-    if worker.disconnected:
-        return "disconnected"
-    return capability_pb2.Readiness.Name(worker.readiness).removeprefix("READINESS_").lower()
-
-
-def running_schedulers() -> Sequence[str]:
-    """Those of the newest stack that `hyperflexis up` runs in this directory."""
-    for path in sorted(Path(RUNS).glob(f"*/{STACK_FILE}"), reverse=True):
-        try:
-            run = json.loads(path.read_text(encoding="utf-8"))
-            os.kill(run["pid"], 0)
-        except (OSError, ValueError, KeyError):
-            continue
-        return [address for name, address in run["addresses"].items() if name.startswith("scheduler-")]
-    return ()
 
 
 def _table(*columns: str, title: str | None = None) -> Table:
