@@ -53,7 +53,7 @@ demo: $(DEMO_NEEDS) ## The whole stack on this machine under load (ENGINE=embedd
 ##@ Check it
 
 # Several test processes on few cores: threads that spin for each other cost minutes.
-test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine bench-fidelity bench-slo: export OMP_NUM_THREADS := 1
+test test-all test-wheels test-compose chaos chaos-embedded bench-control bench-engine bench-fidelity bench-kv bench-slo: export OMP_NUM_THREADS := 1
 
 .PHONY: test
 test: $(FULL) $(MODEL)/config.json ## Unit, property, contract and integration tests (ARGS=pytest arguments)
@@ -88,13 +88,21 @@ bench-control: $(FULL) ## Latency and throughput of router and scheduler on mode
 bench-engine: $(FULL) $(MODEL)/config.json ## The torch engine against transformers' own generate, same model, same run
 	$(BIN)/python bench/engine.py --model $(MODEL) $(ARGS)
 
+.PHONY: bench-kv
+bench-kv: $(FULL) ## How fast caches move, by transport, and what moving costs requests: five minutes (ARGS=--quick)
+	$(BIN)/python bench/kv.py $(ARGS)
+
 .PHONY: bench-slo
-bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes)
+bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes; --disaggregated)
 	$(BIN)/python bench/slo.py $(ARGS)
 
 .PHONY: bench-variants
 bench-variants: $(LITE) ## What each scheduling mechanism is worth, and what disturbances cost, simulated: 20 minutes (ARGS="--seeds 1")
 	$(BIN)/python bench/variants.py $(ARGS)
+
+.PHONY: bench-moves
+bench-moves: $(LITE) ## What each reason to move running requests is worth, simulated: ten minutes (ARGS="--seeds 1")
+	$(BIN)/python bench/moves.py $(ARGS)
 
 .PHONY: bench-fidelity
 bench-fidelity: $(FULL) $(MODEL)/config.json ## The simulator against live runs on this machine: a quarter of an hour (ARGS="--engine modelled")
@@ -160,7 +168,7 @@ $(LITE): $(MANIFESTS)
 	touch $@
 
 $(FULL): $(LITE)
-	$(PIP) install --constraint constraints/dev.txt --no-build-isolation --editable './services/worker[embedded]'
+	$(PIP) install --constraint constraints/dev.txt --no-build-isolation --editable './services/worker[embedded,nixl]'
 	touch $@
 
 $(MODEL)/config.json:
