@@ -198,7 +198,10 @@ def test_a_peer_that_was_restarted_under_its_old_name_is_linked_anew() -> None:
     target.send(kv.LinkPeer("a:1", again.built.ready.kv_metadata))
     wire.moves[0].failed = True  # only now is the old life over for the target
     assert both.pulled(target, number).error
-    assert both.answer(target, kv.Linked).transport == "peer"
+    linked = both.answer(target, kv.Linked)
+    if not linked.transport:  # that the old link ended with its read may be told first
+        linked = both.answer(target, kv.Linked)
+    assert linked.transport == "peer"
     wire.held = False
     again.add("r2", PROMPT, 40)
     both.until(lambda: len(again.outputs.get("r2", [])) >= 3)

@@ -104,6 +104,7 @@ def engine_event(stepped: frames.Stepped) -> EngineEvent:
         queued_prefill_tokens=load.queued_prefill_tokens,
         queued_prefill_us=load.queued_prefill_us,
         prefill_share=load.prefill_share,
+        pace=load.pace,
         decode_context_tokens=load.decode_context_tokens,
         free_blocks=load.free_blocks,
         leased_blocks=load.leased_blocks,
@@ -126,6 +127,8 @@ def engine_event(stepped: frames.Stepped) -> EngineEvent:
             )
             for e in stepped.ended
         ],
+        cache=stepped.cache,
+        cache_lost=stepped.cache_lost,
         step_time=_step_time(stepped.step_time),
         given_up=[
             (g.request_id, Attempt(g.leader_epoch, g.seq), slo_pb2.Decision.FromString(g.decision))

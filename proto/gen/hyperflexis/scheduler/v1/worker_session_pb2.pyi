@@ -547,6 +547,7 @@ class Report(_message.Message):
     KV_PROGRESS_FIELD_NUMBER: _builtins.int
     STEP_TIME_FIELD_NUMBER: _builtins.int
     TELEMETRY_FIELD_NUMBER: _builtins.int
+    CACHE_FIELD_NUMBER: _builtins.int
     report_seq: _builtins.int
     """1, 2, 3, … within a session."""
     applied_seq: _builtins.int
@@ -566,6 +567,8 @@ class Report(_message.Message):
     def step_time(self) -> _capability_pb2.StepTimeModel: ...
     @_builtins.property
     def telemetry(self) -> Global___Telemetry: ...
+    @_builtins.property
+    def cache(self) -> Global___CacheNews: ...
     def __init__(
         self,
         *,
@@ -580,14 +583,45 @@ class Report(_message.Message):
         kv_progress: _abc.Iterable[Global___KvProgress] | None = ...,
         step_time: _capability_pb2.StepTimeModel | None = ...,
         telemetry: Global___Telemetry | None = ...,
+        cache: Global___CacheNews | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "load", b"load", "step_time", b"step_time", "telemetry", b"telemetry"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["busy", b"busy", "cache", b"cache", "load", b"load", "step_time", b"step_time", "telemetry", b"telemetry"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_seq", b"applied_seq", "busy", b"busy", "kv_progress", b"kv_progress", "links", b"links", "load", b"load", "readiness", b"readiness", "report_seq", b"report_seq", "role", b"role", "step_time", b"step_time", "telemetry", b"telemetry", "updates", b"updates"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied_seq", b"applied_seq", "busy", b"busy", "cache", b"cache", "kv_progress", b"kv_progress", "links", b"links", "load", b"load", "readiness", b"readiness", "report_seq", b"report_seq", "role", b"role", "step_time", b"step_time", "telemetry", b"telemetry", "updates", b"updates"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class CacheNews(_message.Message):
+    """Prompt prefixes that this worker's cache gained and lost, as chained hashes of 16 bytes each, the same as in
+    Submit.prefix_hashes. Told in parts; late, and so only a hint.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESET_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
+    reset: _builtins.bool
+    """Whatever was known of this worker's cache is void."""
+    stored: _builtins.bytes
+    removed: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        reset: _builtins.bool = ...,
+        stored: _builtins.bytes = ...,
+        removed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["removed", b"removed", "reset", b"reset", "stored", b"stored"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CacheNews: _TypeAlias = CacheNews  # noqa: Y015
 
 @_typing.final
 class WorkerLoad(_message.Message):
@@ -603,6 +637,7 @@ class WorkerLoad(_message.Message):
     RETAINED_FINISHED_FIELD_NUMBER: _builtins.int
     QUEUED_PREFILL_US_FIELD_NUMBER: _builtins.int
     PREFILL_SHARE_FIELD_NUMBER: _builtins.int
+    PACE_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
     """What the engine has and has not begun. A Run without its Start is not there: nothing steps for its sake."""
     running: _builtins.int
@@ -618,6 +653,8 @@ class WorkerLoad(_message.Message):
     """Microseconds that `queued_prefill_tokens` take by the worker's step-time model; 0 = not known, where there are tokens."""
     prefill_share: _builtins.float
     """The part of its time, in (0, 1], that the worker lately had for prefill beside its decodes; 0 = not known."""
+    pace: _builtins.float
+    """Actual over predicted step time, lately, until the step-time model is refitted; 0 = not known."""
     @_builtins.property
     def kv(self) -> _capability_pb2.KvPoolStats: ...
     def __init__(
@@ -633,10 +670,11 @@ class WorkerLoad(_message.Message):
         retained_finished: _builtins.int = ...,
         queued_prefill_us: _builtins.int = ...,
         prefill_share: _builtins.float = ...,
+        pace: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "kv", b"kv", "prefill_share", b"prefill_share", "queued_prefill_tokens", b"queued_prefill_tokens", "queued_prefill_us", b"queued_prefill_us", "retained_finished", b"retained_finished", "running", b"running", "stalled_us", b"stalled_us", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "kv", b"kv", "pace", b"pace", "prefill_share", b"prefill_share", "queued_prefill_tokens", b"queued_prefill_tokens", "queued_prefill_us", b"queued_prefill_us", "retained_finished", b"retained_finished", "running", b"running", "stalled_us", b"stalled_us", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

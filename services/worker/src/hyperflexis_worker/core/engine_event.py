@@ -42,6 +42,7 @@ class EngineEvent:
     queued_prefill_tokens: int = 0
     queued_prefill_us: int = 0
     prefill_share: float = 0.0
+    pace: float = 0.0
     decode_context_tokens: int = 0
     free_blocks: int = 0
     leased_blocks: int = 0
@@ -51,6 +52,10 @@ class EngineEvent:
     tokens: list[NewTokens] = field(default_factory=list)
     started: list[tuple[str, Attempt]] = field(default_factory=list)
     ended: list[EndedAttempt] = field(default_factory=list)
+    cache: list[tuple[bool, bytes]] = field(default_factory=list)
+    """(stored, hash): what the prefix cache stored and removed, oldest first."""
+    cache_lost: bool = False
+    """Some of it is missing."""
     step_time: capability_pb2.StepTimeModel | None = None
     """As fitted so far, now and then."""
     given_up: list[tuple[str, Attempt, slo_pb2.Decision]] = field(default_factory=list)

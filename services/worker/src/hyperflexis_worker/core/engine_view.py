@@ -69,6 +69,7 @@ class EngineView:
             queued_prefill_tokens=event.queued_prefill_tokens + unanswered,
             queued_prefill_us=event.queued_prefill_us + int(unanswered * us_per_token),
             prefill_share=round(event.prefill_share, 2),
+            pace=round(event.pace, 2),
             decode_context_tokens=event.decode_context_tokens,
             kv=capability_pb2.KvPoolStats(
                 total_blocks=self._total_blocks,

@@ -61,6 +61,11 @@ class StepPlanner(Protocol):
         """Of the time while prompts wait, what goes into prefill, as far as is known."""
         ...
 
+    @property
+    def pace(self) -> float:
+        """Actual over predicted step time, lately, as far as is known."""
+        ...
+
 
 def by_arrival(sequence: Sequence) -> tuple[int, str]:
     return (sequence.arrival_us, sequence.request_id)
@@ -129,6 +134,10 @@ class BudgetPlanner:
 
     @property
     def prefill_share(self) -> float:
+        return 1.0
+
+    @property
+    def pace(self) -> float:
         return 1.0
 
     def _admit(

@@ -47,6 +47,11 @@ class PolicyPlanner:
         """Of the time while prompts wait, what goes into prefill."""
         return float(getattr(self.policy, "prefill_share", 1.0))
 
+    @property
+    def pace(self) -> float:
+        """Actual over predicted step time, lately."""
+        return float(getattr(self.policy, "pace", 1.0))
+
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         plan = StepPlan()
         decoding = [sequence for sequence in running if sequence.decoding]

@@ -12,6 +12,7 @@ from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import PROTOCOL_VERSION
 from hyperflexis_common.attempt import Attempt, WorkerKey
+from hyperflexis_worker.core.cache_news import CacheNews
 from hyperflexis_worker.core.effects import DropScheduler, Effect, Leave, ToFeed, ToScheduler
 from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.feed import Feed
@@ -61,6 +62,7 @@ class WorkerCore:
         self._reporter = Reporter()
         self._effects: list[Effect] = []
         self._steps = 0
+        self._cache = CacheNews()
         self._step_time = profile.step_time or capability_pb2.StepTimeModel()
         self.telemetry: worker_session_pb2.Telemetry | None = None
         """The shell's newest reading of the GPU."""
@@ -136,6 +138,7 @@ class WorkerCore:
     def _registered(self, registered: worker_session_pb2.Registered, now_us: int) -> None:
         self._fence.CopyFrom(registered.fence)
         self._connected = True
+        self._cache.begin()
         load = self.requests.load(now_us)
         self._reporter.begin(registered.report_interval_us, load, (self.role, self.readiness), now_us)
         snapshot = worker_session_pb2.Snapshot(
@@ -211,6 +214,9 @@ class WorkerCore:
 
     def engine_stepped(self, events: EngineEvent, now_us: int) -> list[Effect]:
         self._steps += 1
+        if events.cache_lost:
+            self._cache.lost()
+        self._cache.changed(events.cache)
         if events.step_time is not None:
             self._step_time = events.step_time
         self.requests.stepped(events, now_us)
@@ -222,6 +228,7 @@ class WorkerCore:
 
     def engine_lost(self, reason: str, now_us: int) -> list[Effect]:
         """The engine died: what it worked on is gone, what it finished is still here."""
+        self._cache.lost()
         self.moves.engine_lost(now_us)
         self.requests.engine_lost(reason, now_us)
         return self._take(now_us)
@@ -269,6 +276,8 @@ class WorkerCore:
             return
         report = self._reporter.report(load, standing, now_us)
         report.step_time.CopyFrom(self._step_time)
+        if self._cache:
+            report.cache.CopyFrom(self._cache.take())
         report.links.extend(self.moves.links.statuses())
         report.kv_progress.extend(self.moves.arrivals.progress())
         if self.telemetry is not None:

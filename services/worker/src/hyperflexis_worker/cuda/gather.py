@@ -22,8 +22,8 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The programs of a gather, few: uncapped, one slowed a copy beside it 4.3 times. 24 read at 98 % of its rate and
-    slow decodes on the GPU that reads by 11 %, 16 at 94 % by 6 % (two H100, bench/results/kv-gpu.json)."""
+    """The programs of a gather, few: uncapped, one slowed a copy beside it 4.3 times. 20 read at 98 % of its rate and
+    slow decodes on the GPU that reads by 10 %, 16 by 6 % at 95 % of it (two H100, bench/results/kv-gpu.json)."""
 
     programs: int = 20
     tile_bytes: int = 32_768

@@ -134,6 +134,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     """Predicted time of the prefill that waits, in steps that are busy anyway."""
     prefill_share: float = 1.0
     """Of the time while prompts wait, what goes into prefill."""
+    pace: float = 1.0
+    """Actual over predicted step time, lately."""
 
 
 class StepTime(msgspec.Struct, frozen=True):
@@ -158,6 +160,10 @@ class Stepped(msgspec.Struct, tag=True, frozen=True):
     predicted_us: int = 0
     step_time: StepTime | None = None
     """Now and then, where there is something new."""
+    cache: list[tuple[bool, bytes]] = []
+    """What the prefix cache stored (True) and removed since the last one, oldest first."""
+    cache_lost: bool = False
+    """Some of that is missing: nothing of what was told before can be relied on."""
 
 
 class EngineFailed(msgspec.Struct, tag=True, frozen=True):

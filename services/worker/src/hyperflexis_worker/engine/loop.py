@@ -160,7 +160,16 @@ class EngineLoop:
             self._unchecked = False
         if changed and not self._loop.busy:
             self._unchecked = True
-            self._tell(frames.Stepped(self._adds_applied, self._load(), ended=self._take_ended()))
+            cache = self._engine.pool.take_events()
+            self._tell(
+                frames.Stepped(
+                    self._adds_applied,
+                    self._load(),
+                    ended=self._take_ended(),
+                    cache=cache.changes,
+                    cache_lost=cache.lost,
+                )
+            )
         return True
 
     def _add(self, add: frames.Add, attached: int | None = None) -> None:
@@ -209,6 +218,7 @@ class EngineLoop:
             self._forget(end.sequence)
         for sequence, _ in result.given_up:
             self._forget(sequence)
+        cache = self._engine.pool.take_events()
         self._tell(
             frames.Stepped(
                 adds_applied=self._adds_applied,
@@ -224,6 +234,8 @@ class EngineLoop:
                 duration_us=took_us,
                 predicted_us=int(predicted),
                 step_time=self._step_time(),
+                cache=cache.changes,
+                cache_lost=cache.lost,
             )
         )
 
@@ -249,6 +261,7 @@ class EngineLoop:
             steps=self._steps,
             queued_prefill_us=int(sum(self._fit.model.prefill_us(s.to_compute, s.computed) for s in prefills)),
             prefill_share=self._engine.planner.prefill_share,
+            pace=self._engine.planner.pace,
         )
 
     def _take_ended(self) -> list[frames.EndedSequence]:
