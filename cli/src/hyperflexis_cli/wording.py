@@ -21,7 +21,7 @@ PLACED_BY = {
 }
 PLACE_NUMBERS = {
     "candidates", "requests", "queued_prefill_us", "own_prefill_us", "prefill_share", "predicted_ttft_us",
-    "committed_tokens", "slack_us",
+    "committed_tokens", "slack_us", "cached_tokens",
 }  # fmt: skip
 """Those that have words; the slack is what the promise leaves, which is said elsewhere."""
 GIVEN_UP = {
@@ -102,6 +102,8 @@ def _place(decision: Decision) -> str:
         found.append(f"{microseconds(numbers['queued_prefill_us'])} of prefill queued")
     if "own_prefill_us" in numbers:
         found.append(f"{microseconds(numbers['own_prefill_us'])} of its own to come")
+    if numbers.get("cached_tokens"):
+        found.append(f"{_counted(numbers['cached_tokens'], 'token')} of its prompt in the prefix cache")
     if "prefill_share" in numbers:
         found.append(f"{share(numbers['prefill_share'])} of the time for prefill")
     found += [named(name, value) for name, value in sorted(numbers.items()) if name not in PLACE_NUMBERS]

@@ -7,6 +7,7 @@ import pytest
 from hyperflexis.common.v1 import capability_pb2, movement_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_scheduler.core.rules import Rules
 
 MOVES = capability_pb2.EngineCapabilities(context_length=1_000, kv_ticket=capability_pb2.KV_TICKET_KIND_BLOCKS)
 PREFILL, DECODE = capability_pb2.ROLE_PREFILL, capability_pb2.ROLE_DECODE
@@ -14,6 +15,10 @@ PREFILL, DECODE = capability_pb2.ROLE_PREFILL, capability_pb2.ROLE_DECODE
 
 def kv(free=900, total=1_000):
     return capability_pb2.KvPoolStats(total_blocks=total, free_blocks=free, block_tokens=16, block_bytes=16 * 131_072)
+
+
+MODEL = capability_pb2.StepTimeModel(c0_us=1_000, c2_us=100)
+"""900 tokens take longer than a step may beside decodes of 50 ms: they are no short prompt."""
 
 
 class Scene:
@@ -26,13 +31,13 @@ class Scene:
 
     def worker(self, name, role=capability_pb2.ROLE_MIXED, load=None):
         worker = self.stage.worker(name, role=role, capabilities=MOVES)
-        worker.report(load={"kv": kv(), **(load or {})}, role=role)
+        worker.report(load={"kv": kv(), **(load or {})}, role=role, step_time=MODEL)
         self.workers[name] = worker
         return worker
 
     def decode(self, request_id, worker):
         """A request that has made its first token there; it is the only one that takes requests."""
-        self.router.submit(request_id)
+        self.router.submit(request_id, prompt_tokens=900)
         run = worker.last("run")
         assert run.request_id == request_id
         worker.update("first_token", run, output_tokens=1, load={"kv": kv(), "running": 1})
@@ -151,3 +156,42 @@ class TestLinks:
         workers = [scene.worker(name) for name in ("a", "b")]
         scene.stage.tick(500, *workers, scene.router)
         assert not any(self.asked(worker) for worker in workers)
+
+
+class TestShortPrompts:
+    def test_go_straight_to_where_they_will_decode(self, scene):
+        prefill, decode = scene.worker("p", PREFILL), scene.worker("d", DECODE)
+        scene.router.submit("short", prompt_tokens=100)
+        scene.router.submit("long", prompt_tokens=900)
+        assert [run.request_id for run in decode.all("run")] == ["short"]
+        assert [run.request_id for run in prefill.all("run")] == ["long"]
+
+    def test_unless_they_would_wait_there(self, scene):
+        prefill, decode = scene.worker("p", PREFILL), scene.worker("d", DECODE)
+        decode.report(role=DECODE, load={"kv": kv(), "queued_prefill_tokens": 900, "queued_prefill_us": 90_000})
+        scene.router.submit("short", prompt_tokens=100)
+        assert [run.request_id for run in prefill.all("run")] == ["short"]
+
+
+class TestAdaptiveRoles:
+    def overload(self, stage):
+        scene = Scene(stage)
+        workers = [scene.worker(f"w{number}") for number in range(4)]
+        model = capability_pb2.StepTimeModel(c0_us=20_000, c1_us=100, c2_us=100)
+        for worker in workers:
+            run_load = {"kv": kv(), "running": 4, "queued_prefill_tokens": 20_000, "queued_prefill_us": 2_000_000}
+            worker.report(step_time=model, load=run_load)
+        for number in range(8):
+            scene.router.submit(f"q{number}")
+        for worker in workers:
+            for run in worker.all("run"):
+                worker.update("first_token", run, load=run_load)
+        scene.stage.tick(15_000, *workers, scene.router)
+        return [worker.last("set_role").role for worker in workers if worker.all("set_role")]
+
+    def test_some_only_prefill_while_prompts_wait(self, make_stage):
+        roles = self.overload(make_stage(rules=Rules(adaptive_roles=True)))
+        assert roles and set(roles) == {PREFILL} and len(roles) < 4
+
+    def test_only_where_it_is_asked_for(self, make_stage):
+        assert not self.overload(make_stage())

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from hyperflexis_scheduler.core import loads as columns
-from hyperflexis_scheduler.core.decode_placement import Decode, DecodePlacement, Placed
+from hyperflexis_scheduler.core.decode_placement import Decode, DecodePlacement, Placed, at_once
 from hyperflexis_scheduler.core.links import Links
 from hyperflexis_scheduler.core.loads import Slots, WorkerLoads
 from hyperflexis_scheduler.core.migration import TRIGGERS, Migration, MigrationRules
@@ -102,13 +102,10 @@ class Disaggregation:
     def candidates(self, request: SimRequest) -> Slots:
         """Where it may be prefilled."""
         if self.plan.short and len(self.decoders):
-            loads, among = self.loads, self.decoders
-            own_us = loads.prefill_us(request.prompt_tokens, among)
-            share = loads.of(columns.SHARE, among)
-            step_us = np.minimum(loads.of(columns.TIGHTEST, among), request.tpot_us)
-            at_once: Slots = among[(loads.of(columns.QUEUED_US, among) + own_us) / share <= step_us]
-            if len(at_once):
-                return at_once
+            own_us = self.loads.prefill_us(request.prompt_tokens, self.decoders)
+            straight = at_once(own_us, request.tpot_us, self.loads, self.decoders)
+            if len(straight):
+                return straight
         found: Slots = self.prefills
         return found
 

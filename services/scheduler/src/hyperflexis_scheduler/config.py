@@ -31,6 +31,10 @@ class SchedulerSettings(ServiceSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     policy: Literal["hyperflexis", "round_robin", "least_requests", "jsq"] = "hyperflexis"
     """How a worker is chosen."""
+    prefix_aware: bool = True
+    """A worker that keeps the beginning of a prompt counts as having that much less to do."""
+    roles: Literal["fixed", "adaptive"] = "fixed"
+    """Who may be sent what. fixed: as workers and operators say; adaptive: by the load, whatever they say."""
     lease_ms: int = Field(default=3_000, ge=300, le=60_000)
     """The leader's lease; it is renewed each third of it. The same on every scheduler of a cell."""
     probe_timeout_ms: int = Field(default=500, ge=50, le=10_000)
@@ -56,6 +60,8 @@ class SchedulerSettings(ServiceSettings):
     def rules(self) -> Rules:
         return Rules(
             tiers={tier.name: slo_of(tier) for tier in self.tiers},
+            prefix_aware=self.prefix_aware,
+            adaptive_roles=self.roles == "adaptive",
             hold_limit=self.hold_limit,
             hold_us=int(self.hold_seconds * 1e6),
         )

@@ -50,6 +50,7 @@ class _CoreCollector(Collector):
             ("placements", "Attempts granted."): tally.placements,
             ("refusals", "Requests refused."): tally.refusals,
             ("lost_attempts", "Attempts that ended unfinished."): tally.lost,
+            ("role_flips", "Roles that followed the load."): tally.flips,
             ("moves_begun", "Running requests that set out for another worker."): tally.moves_begun,
             ("moves_done", "Those that arrived."): tally.moves_done,
             ("moves_failed", "Those that did not, by why."): tally.moves_failed,

@@ -64,10 +64,7 @@ class Actions:
             seq = self._cell.command(worker, drain=request.drain)
             worker.undo_seq = seq if request.drain.undo else None
         else:
-            worker.wanted_role = request.set_role.role
-            worker.take_role()
-            self._cell.fleet.announce(worker)
-            self._cell.command(worker, set_role=request.set_role)
+            self._cell.set_role(worker, request.set_role.role)
         self._cell.fleet.refresh(worker)
         self._cell.fleet.version += 1
         self._remember(request.action_id)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hyperflexis.common.v1 import identity_pb2
+from hyperflexis.common.v1 import capability_pb2, identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.book import Book
@@ -67,6 +67,14 @@ class Cell:
         response = worker_session_pb2.WorkerSessionResponse(epoch=self.fence.epoch, seq=worker.sent_seq, **message)
         self._effects.append(ToWorker(worker.session, response))
         return worker.sent_seq
+
+    def set_role(self, worker: WorkerState, role: capability_pb2.Role.ValueType) -> None:
+        """It holds at once here; the worker is told so that it says the same to others."""
+        worker.wanted_role = role
+        worker.take_role()
+        self.fleet.refresh(worker)
+        self.fleet.announce(worker)
+        self.command(worker, set_role=worker_session_pb2.SetRole(role=role))
 
     def close(self, session: int, reason: str, permanent: bool = False) -> None:
         self._effects.append(CloseSession(session, reason, permanent))

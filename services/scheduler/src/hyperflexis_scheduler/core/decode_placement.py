@@ -20,8 +20,11 @@ from hyperflexis_scheduler.core.loads import (
     KV_TOKENS,
     KV_USED,
     PREFILL,
+    QUEUED_US,
     ROLE,
+    SHARE,
     TIGHTEST,
+    Floats,
     Slots,
     WorkerLoads,
 )
@@ -57,6 +60,15 @@ class PlacementRules:
     """Longest read: a decode that takes longer to move has changed too much by then."""
     moves: int = 16
     """Under way at one worker at a time, from it and to it."""
+
+
+def at_once(prefill_us: Floats, tpot_us: float, loads: WorkerLoads, among: Slots) -> Slots:
+    """Those of the slots, of workers that decode, where a prompt that takes so long there [len(among)] would be done in
+    a step that the decodes there allow: it need not be handed off."""
+    share = loads.of(SHARE, among)
+    step_us = np.minimum(loads.of(TIGHTEST, among), tpot_us)
+    found: Slots = among[(loads.of(QUEUED_US, among) + prefill_us) / share <= step_us]
+    return found
 
 
 class DecodePlacement:

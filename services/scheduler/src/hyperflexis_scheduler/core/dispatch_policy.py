@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hyperflexis_scheduler.core.loads import C0, QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Slots, WorkerLoads
+from hyperflexis_scheduler.core.loads import C0, QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Floats, Slots, WorkerLoads
 
 
 class Ask(NamedTuple):
@@ -26,6 +26,8 @@ class Ask(NamedTuple):
     tier: str = ""
     expected_tokens: float = 0.0
     """Output tokens that requests of this tier make on average; 0 = not known."""
+    cached_tokens: Floats | None = None
+    """[len(among)] Of those to prefill, what each candidate keeps already; None = nobody anything."""
 
 
 class Choice(NamedTuple):
@@ -120,7 +122,8 @@ class EarliestFirstToken:
     the share of its time that prefill gets there. Sent at once; who is served when is the worker's choice."""
 
     def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
-        own_us = loads.prefill_us(ask.prefill_tokens, among)
+        cached = 0.0 if ask.cached_tokens is None else ask.cached_tokens
+        own_us = loads.prefill_us(ask.prefill_tokens, among, cached)
         queued_us = loads.of(QUEUED_US, among)
         share = loads.of(SHARE, among)
         requests = loads.of(REQUESTS, among)

@@ -12,6 +12,7 @@ from hyperflexis_scheduler.core.links import Links
 from hyperflexis_scheduler.core.lives import Lives
 from hyperflexis_scheduler.core.loads import Slots, WorkerLoads
 from hyperflexis_scheduler.core.memory import WorkerRecord
+from hyperflexis_scheduler.core.prefix_index import PrefixIndex
 from hyperflexis_scheduler.core.rules import Rules
 from hyperflexis_scheduler.core.worker import WorkerState
 
@@ -28,6 +29,8 @@ class Pool:
         """Theirs in the loads, in the same order."""
         self.decoders: Slots = np.empty(0, np.intp)
         """Of those that may be given what others have prefilled."""
+        self.hands_off = False
+        """Somebody here only prefills."""
         self.at: dict[int, WorkerState] = {}
         """By slot."""
         self.min_context = 0
@@ -46,13 +49,19 @@ class Pool:
         self.eligible = sorted(eligible, key=lambda worker: worker.key)
         decoders = sorted((w for w in self.workers.values() if w.decodes), key=lambda worker: worker.key)
         self.decoders = np.array([worker.slot for worker in decoders], np.intp)
+        self._decoder_contexts = np.array([_context(worker) for worker in decoders])
         self.slots = np.array([worker.slot for worker in self.eligible], np.intp)
-        self.at = {worker.slot: worker for worker in self.eligible}
+        self.hands_off = len(decoders) > 0 and any(w.hands_off and w.admits for w in self.workers.values())
+        self.at = {worker.slot: worker for worker in (*self.eligible, *decoders)}
         self._contexts = np.array([_context(worker) for worker in self.eligible])
         self.min_context = min((_context(w) for w in self.eligible), default=0)
         self.ready_context = max((_context(w) for w in self.eligible), default=0)
         self.hold_seen = False
         self.max_context = max((_context(w) for w in self.workers.values()), default=0)
+
+    def able_decoders(self, context_tokens: int) -> Slots:
+        """Of the decoders that have the context for so many tokens."""
+        return self.decoders[self._decoder_contexts >= context_tokens]
 
     def able(self, context_tokens: int) -> Slots:
         """Of the eligible ones that have the context for so many tokens."""
@@ -72,6 +81,8 @@ class Fleet:
         """A row for each worker of `by_id`."""
         self.links = Links()
         """Between the workers of those rows."""
+        self.prefixes = PrefixIndex()
+        """Of those rows."""
         self.by_id: dict[str, WorkerState] = {}
         self.by_session: dict[int, WorkerState] = {}
         self.pools: dict[str, Pool] = {}
@@ -121,6 +132,7 @@ class Fleet:
     def remove(self, worker: WorkerState, now_us: int) -> None:
         worker.leave()
         self.links.forget(worker.slot)
+        self.prefixes.forget(worker.slot)
         self.lives.left(worker.key.worker_id, now_us)
         del self.by_id[worker.key.worker_id]
         if worker.session is not None:

@@ -65,7 +65,8 @@ class WorkerLoads:
         found: Floats = self._table[field].take(among)
         return found
 
-    def prefill_us(self, tokens: float, among: Slots) -> Floats:
-        """[len(among)] Marginal time of a prefill of so many tokens on each."""
-        found: Floats = tokens * (self.of(C2, among) + self.of(C3, among) * (tokens / 2))
+    def prefill_us(self, tokens: float, among: Slots, cached: Floats | float = 0.0) -> Floats:
+        """[len(among)] Marginal time of a prefill of so many tokens on each, of which it has so many already."""
+        new = tokens - cached
+        found: Floats = new * (self.of(C2, among) + self.of(C3, among) * (cached + new / 2))
         return found

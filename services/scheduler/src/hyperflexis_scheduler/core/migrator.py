@@ -16,6 +16,7 @@ from hyperflexis_scheduler.core.link_orders import LinkOrders
 from hyperflexis_scheduler.core.migration import Migration, MigrationRules, Running
 from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.request import RequestState
+from hyperflexis_scheduler.core.role_orders import RoleOrders
 from hyperflexis_scheduler.core.worker import WorkerState
 
 ROUND_US = 100_000
@@ -32,6 +33,7 @@ class Migrator:
         self._next_us = 0
         self._rules = MigrationRules()
         self._links = LinkOrders(cell)
+        self._roles = RoleOrders(cell)
 
     def first_token(self, state: RequestState, now_us: int) -> None:
         """It has been prefilled, and decodes where that was."""
@@ -50,7 +52,9 @@ class Migrator:
         if now_us < self._next_us:
             return
         self._next_us = now_us + ROUND_US
-        for pool in self._cell.fleet.pools.values():
+        for model, pool in self._cell.fleet.pools.items():
+            if self._cell.rules.adaptive_roles:
+                self._roles.round(model, pool, now_us)
             if len(pool.workers) > 1 and len(pool.decoders):
                 self._links.round(pool, now_us)
                 self._round(pool, now_us)

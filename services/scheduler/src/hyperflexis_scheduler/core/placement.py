@@ -11,10 +11,11 @@ from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.promise import too_late
 from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.decode_placement import at_once
 from hyperflexis_scheduler.core.dispatch_policy import Ask, forecast, in_time
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
-from hyperflexis_scheduler.core.loads import Slots
+from hyperflexis_scheduler.core.loads import Floats, Slots
 from hyperflexis_scheduler.core.request import Phase, RequestState
 
 _HINTLESS = (
@@ -55,16 +56,38 @@ class Placement:
             self.refuse(state, router_session_pb2.REFUSAL_REASON_UNSERVABLE, message, now_us)
             return
         if among is None:
-            among = _candidates(state, pool)
+            among = self._straight(state, pool) if pool is not None and pool.hands_off else _NOWHERE
+            among = among if len(among) else _candidates(state, pool)
         if pool is None or not len(among):
             self._hold(state, now_us)
             return
         ask = _ask(state, now_us)
-        choice = cell.policy.choose(ask, cell.fleet.loads, among)
-        numbers = {**choice.numbers, **forecast(ask, cell.fleet.loads, choice.slot)}
+        cached = self._cached(state, pool, among)
+        choice = cell.policy.choose(
+            ask if cached is None else ask._replace(cached_tokens=cached), cell.fleet.loads, among
+        )
+        state.cached_tokens = int(cached[among == choice.slot][0]) if cached is not None else 0
+        left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
+        numbers = {**choice.numbers, **forecast(left, cell.fleet.loads, choice.slot)}
+        if state.cached_tokens:
+            numbers["cached_tokens"] = state.cached_tokens
         if state.committed:
             numbers["committed_tokens"] = state.committed
         self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, numbers, now_us)
+
+    def _straight(self, state: RequestState, pool: Pool) -> Slots:
+        """Workers where a short prompt would be done at once, and need not be handed off: it goes there."""
+        loads, among = self._cell.fleet.loads, pool.able_decoders(state.context_tokens)
+        prefill_us = loads.prefill_us(state.prefill_tokens, among)
+        return _without(state.avoid, pool, at_once(prefill_us, state.tpot_us, loads, among))
+
+    def _cached(self, state: RequestState, pool: Pool, among: Slots) -> Floats | None:
+        """[len(among)] Tokens of its prompt that each is believed to keep; the last one is always computed."""
+        block_tokens = next(iter(pool.workers.values())).capabilities.hash_block_tokens
+        if not state.prefix_hashes or not block_tokens:
+            return None
+        blocks = self._cell.fleet.prefixes.cached_blocks(state.prefix_hashes, among)
+        return None if blocks is None else np.minimum(blocks * block_tokens, state.prefill_tokens - 1)
 
     def drain_hold(self, now_us: int) -> None:
         """Places held requests of the models that have a place now, a bounded number of them. Those that only a worker

@@ -41,10 +41,19 @@ class Reports:
             worker.report_step_time(report.step_time)
         if report.HasField("telemetry"):
             worker.telemetry = report.telemetry
+        if report.HasField("cache") and self._cell.rules.prefix_aware:
+            self._cache(worker, report.cache)
         self.standing(worker, report.role, report.readiness)
         self._migrator.links_reported(worker, report.links)
         for update in report.updates:
             self._update(worker, update, now_us)
+
+    def _cache(self, worker: WorkerState, news: worker_session_pb2.CacheNews) -> None:
+        prefixes = self._cell.fleet.prefixes
+        if news.reset:
+            prefixes.forget(worker.slot)
+        prefixes.removed(worker.slot, news.removed)
+        prefixes.stored(worker.slot, news.stored)
 
     def standing(
         self, worker: WorkerState, role: capability_pb2.Role.ValueType, readiness: capability_pb2.Readiness.ValueType

@@ -86,6 +86,10 @@ class RequestState:
     slo: slo_pb2.Slo = field(default_factory=slo_pb2.Slo)
     prompt_tokens: int = 0
     max_tokens: int = 0
+    prefix_hashes: bytes = b""
+    """Of its prompt's full blocks, until it decodes."""
+    cached_tokens: int = 0
+    """Of its prompt, that the worker it was given is believed to keep."""
     committed: int = 0
     detach_grace_us: int = 0
     arrived_us: int = 0
@@ -136,6 +140,7 @@ class RequestState:
             self.slo = submit.slo
         self.prompt_tokens = submit.prompt_tokens
         self.max_tokens = submit.max_tokens
+        self.prefix_hashes = submit.prefix_hashes
         self.committed = submit.committed_tokens
         self.detach_grace_us = submit.detach_grace_us
         self.router_attempt = Attempt.of(submit.last_attempt)

@@ -35,6 +35,10 @@ class Rules:
     """How long the lives of a worker id that nobody has are remembered."""
     stall_us: int = 1_000_000
     """Ticks further apart than this mean that this process slept: nobody else is blamed for it."""
+    prefix_aware: bool = True
+    """Placement counts on what workers keep of a prompt."""
+    adaptive_roles: bool = False
+    """How many workers only prefill follows the load."""
     max_attempts: int = 16
     max_moves: int = 3
     """Times one request may be revoked for a better place (a drain is not counted)."""

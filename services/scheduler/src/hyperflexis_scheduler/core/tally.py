@@ -17,6 +17,7 @@ class Tally:
         """By reason."""
         self.refusals: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
+        self.flips: Counter[str] = Counter()
         self.moves_begun: Counter[str] = Counter()
         self.moves_done: Counter[str] = Counter()
         self.moves_failed: Counter[str] = Counter()

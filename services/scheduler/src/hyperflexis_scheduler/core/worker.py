@@ -186,8 +186,8 @@ class WorkerState:
 
     def charge(self, seq: int, state: RequestState) -> None:
         """Its Run was sent as command `seq`."""
-        tokens = state.prefill_tokens
-        self.ledger.charge(seq, state.request_id, tokens, int(self._model.prefill_us(tokens)))
+        tokens = max(state.prefill_tokens - state.cached_tokens, 1)
+        self.ledger.charge(seq, state.request_id, tokens, int(self._model.prefill_us(tokens, state.cached_tokens)))
         self._show_queue()
 
     def leave(self) -> None:
@@ -280,6 +280,7 @@ class WorkerState:
     def _show_load(self) -> None:
         load, kv = self.load, self.load.kv
         self._show(columns.SHARE, load.prefill_share if 0 < load.prefill_share <= 1 else 1.0)
+        self._show(columns.PACE, load.pace if 0.1 <= load.pace <= 10 else 1.0)
         self._show(columns.RUNNING, load.running)
         self._show(columns.CONTEXT, load.decode_context_tokens)
         self._show(columns.KV_USED, (kv.total_blocks - kv.free_blocks) * kv.block_tokens)
