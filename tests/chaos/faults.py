@@ -13,6 +13,7 @@ from client_faults import (
     slow_reader,
     two_resumes,
 )  # fmt: skip
+from move_faults import MOVE_FAULTS
 from network_faults import (
     connections_reset,
     feed_held,
@@ -45,6 +46,7 @@ FAULTS: dict[str, Fault] = {
         feed_held, worker_unreachable, scheduler_unreachable, scheduler_unheard, connections_reset,
         redis_reply_lost, redis_slow, redis_restarted_empty, redis_away_30_s,
         *(router_dies_at(point) for point in ROUTER_POINTS),
+        *MOVE_FAULTS,
     )
 }  # fmt: skip
 RARE = {"redis_away_30_s": 0.002}

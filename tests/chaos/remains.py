@@ -44,7 +44,8 @@ async def remains_of(cell: ChaosCell) -> Remains:
         live = (view.active + view.held, sum(load.running + load.waiting for load in loads), await _at_routers(cell))
         found = Remains(
             leaked_blocks=sum(kv.total_blocks - kv.free_blocks for kv in pools),
-            leaked_leases=sum(kv.leased_blocks + kv.quarantined_blocks for kv in pools),
+            leaked_leases=sum(kv.leased_blocks + kv.quarantined_blocks + kv.reserved_blocks for kv in pools)
+            + sum(worker.moving_in for worker in view.workers),
             live_requests=max(live),
             missing_workers=len(set(cell.workers) - set(present(view))),
         )

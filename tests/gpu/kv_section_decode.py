@@ -206,7 +206,7 @@ def _importer(section: Section, importer: Actor, work: str) -> dict[str, Any]:
     for priority in ("plain", "high"):
         alone = importer.call("steps", work=work, priority=priority, count=count)
         found[priority] = {"alone": alone["step_ms"], "alone_p95": alone["step_ms_p95"]}
-        for programs in (8, 16, 24, 32):
+        for programs in (8, 16, 20, 24, 32):
             beside = importer.call(
                 "steps", work=work, priority=priority, count=count, peer="exporter", programs=programs
             )
@@ -218,7 +218,7 @@ def _exporter(section: Section, exporter: Actor, importer: Actor, work: str) -> 
     count, seconds = section.pick((60, 1.2), (3, 0.3))
     alone = exporter.call("steps", work=work, priority="plain", count=count)
     found: dict[str, Any] = {"alone": alone["step_ms"], "alone_p95": alone["step_ms_p95"]}
-    for programs in (8, 16, 24, 32):
+    for programs in (8, 16, 20, 24, 32):
         importer.send("gather_for", peer="exporter", programs=programs, seconds=seconds)
         time.sleep(0.1)
         beside = exporter.call("steps", work=work, priority="plain", count=count)

@@ -174,7 +174,7 @@ def _gathers(section: Section, exporter: Actor, importer: Actor, size: int) -> d
     importer.call("open", block_bytes=size)
     found: dict[str, Any] = importer.call("link", peer="exporter", metadata=opened["metadata"])
     nbytes = section.pick(1 << 30, 1 << 18)
-    for programs in section.pick((8, 16, 24, 32, 1_000_000), (2, 24)):
+    for programs in section.pick((8, 16, 20, 24, 32, 1_000_000), (2, 24)):
         name = str(programs) if programs < 1_000 else "uncapped"
         found[name] = importer.call("gather", peer="exporter", nbytes=nbytes, repeat=7, seed=size, programs=programs)
     wrong = sum(one["wrong_blocks"] for one in found.values() if isinstance(one, dict))
