@@ -92,6 +92,10 @@ bench-engine: $(FULL) $(MODEL)/config.json ## The torch engine against transform
 bench-kv: $(FULL) ## How fast caches move, by transport, and what moving costs requests: five minutes (ARGS=--quick)
 	$(BIN)/python bench/kv.py $(ARGS)
 
+.PHONY: bench-prefix
+bench-prefix: $(FULL) ## Hit rate and time to first token with and without placement by cached prefixes, live: five minutes
+	$(BIN)/python bench/prefix.py $(ARGS)
+
 .PHONY: bench-slo
 bench-slo: $(LITE) ## Attainment of our scheduling and of the baselines, simulated: half an hour (ARGS=--quick: minutes; --disaggregated)
 	$(BIN)/python bench/slo.py $(ARGS)

@@ -43,7 +43,7 @@ async def stalls(running: LiveCell) -> list[dict[str, Any]]:
                 await _move_anywhere(running, reading.request_id, names)
             await task
             step_ms = statistics.median(reading.gaps_ms)
-            told = await running.moves_of(reading.request_id)
+            told = await running.told(reading.request_id, "moved")
             gaps.append(max(reading.gaps_ms) - step_ms)
             steps.append(max(reading.gaps_ms) / step_ms)
             stood += [move["stopped_us"] / 1e3 for move in told]
@@ -95,7 +95,7 @@ async def hand_offs(running: LiveCell, requests: int = 40) -> list[dict[str, Any
         for other in others:
             await running.set_role(other, rest)
         readings = await _serve(running, _poisson(requests, 0.15, seed=1), seed=1)
-        moved = [move for reading in readings for move in await running.moves_of(reading.request_id)]
+        moved = [move for reading in readings for move in await running.told(reading.request_id, "moved")]
         rows.append(
             {
                 "measure": name,
