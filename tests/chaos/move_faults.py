@@ -41,6 +41,7 @@ async def flip_roles(chaos: Chaos) -> bool:
         await _order(chaos, worker_id=chaos.worker(), set_role=_role(chaos.chance.choice(ROLES)))
         await chaos.pause(0.05, 0.4)
     flipped = await _moved_since(chaos, before)
+    await _count(chaos, before)
     for name in chaos.cell.workers:
         await _certainly(chaos, worker_id=name, set_role=_role(ROLES[0]))
     return flipped
@@ -75,6 +76,7 @@ async def _while_moving(chaos: Chaos, fault: Callable[[Chaos], Awaitable[bool]])
     finally:
         moving.cancel()
         await asyncio.gather(moving, return_exceptions=True)
+    await _count(chaos, before)
     return moved and landed
 
 
@@ -124,6 +126,12 @@ async def _moves_done(chaos: Chaos) -> tuple[int, int]:
     """By the leader of this epoch: it counts from its beginning."""
     view = await cluster_of(chaos.cell)
     return view.fence.epoch, view.moves.done
+
+
+async def _count(chaos: Chaos, before: tuple[int, int]) -> None:
+    """Those of a leader that has died since are not known."""
+    epoch, done = await _moves_done(chaos)
+    chaos.load.tally.moves += done - (before[1] if epoch == before[0] else 0)
 
 
 async def _moved_since(chaos: Chaos, before: tuple[int, int]) -> bool:

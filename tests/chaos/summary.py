@@ -16,7 +16,7 @@ DAMAGE = (
     "unaccounted", "evicted_replacements", "missing_workers", "live_requests", "leaked_blocks", "leaked_leases",
 )  # fmt: skip
 """Every count must be zero."""
-COUNTS = ("requests", "finished", "cancelled", "slow_requests", *DAMAGE)
+COUNTS = ("requests", "finished", "cancelled", "slow_requests", "moves", *DAMAGE)
 FAULT_KEYS = ("faults", "not_fired")
 NOT_FIRED_SHARE = 0.05
 """A run that missed more of its faults than this proves too little."""

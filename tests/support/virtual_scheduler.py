@@ -45,9 +45,9 @@ class Scheduler(Process):
         return worker is not None and worker.key == key
 
     def uses(self, key: WorkerKey) -> bool:
-        """And may be given work."""
+        """And may be given work, of whatever kind its role admits."""
         cell = self.core.cell
-        return cell is not None and self.knows(key) and cell.fleet.by_id[key.worker_id].accepts
+        return cell is not None and self.knows(key) and cell.fleet.by_id[key.worker_id].admits
 
     def revocable(self, key: WorkerKey) -> int:
         """Requests there that have not been seen to start."""
