@@ -21,6 +21,8 @@ class Chaos:
         self.cell = cell
         self.load = load
         self.chance = random.Random(seed)
+        self.company: list[asyncio.Task[None]] = []
+        """Long requests that faults have begun to have somebody to hit."""
 
     def worker(self) -> str:
         return self.chance.choice(self.cell.workers)

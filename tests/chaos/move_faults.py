@@ -34,8 +34,7 @@ async def move_requests(chaos: Chaos) -> bool:
 async def flip_roles(chaos: Chaos) -> bool:
     """Roles change all the time, so that requests are handed off and sent away; in the end all do both again."""
     before = await _moves_done(chaos)
-    for _ in range(LONG_REQUESTS):
-        chaos.load.also(_long_request(chaos))
+    _keep_company(chaos)
     until_s = time.monotonic() + chaos.chance.uniform(2.0, 5.0)
     while time.monotonic() < until_s:
         await _order(chaos, worker_id=chaos.worker(), set_role=_role(chaos.chance.choice(ROLES)))
@@ -66,8 +65,7 @@ MOVE_FAULTS = (
 
 async def _while_moving(chaos: Chaos, fault: Callable[[Chaos], Awaitable[bool]]) -> bool:
     before = await _moves_done(chaos)
-    for _ in range(LONG_REQUESTS):
-        chaos.load.also(_long_request(chaos))
+    _keep_company(chaos)
     moving = asyncio.create_task(_move_forever(chaos))
     try:
         moved = await _moved_since(chaos, before)
@@ -83,6 +81,13 @@ async def _while_moving(chaos: Chaos, fault: Callable[[Chaos], Awaitable[bool]])
 async def _nothing_else(chaos: Chaos) -> bool:
     await chaos.pause(1.0, 3.0)
     return True
+
+
+def _keep_company(chaos: Chaos) -> None:
+    """So many long requests at once, whatever faults before this one have left running."""
+    chaos.company = [task for task in chaos.company if not task.done()]
+    while len(chaos.company) < LONG_REQUESTS:
+        chaos.company.append(chaos.load.also(_long_request(chaos)))
 
 
 async def _long_request(chaos: Chaos) -> None:
