@@ -191,7 +191,11 @@ class EngineProcess(EngineEnd):
         with contextlib.suppress(OSError):
             self.send(frames.Stop())
         self.sock.close()
-        self.process.wait(20)
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         self.process.kill()

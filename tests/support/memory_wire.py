@@ -23,6 +23,10 @@ class Move:
     def terminal(self) -> bool:
         return self.failed or self.done == len(self.local)
 
+    def fail(self) -> None:
+        """It ends here, unless it was over: nothing more of it arrives."""
+        self.failed = not self.terminal or self.failed
+
     def move(self, blocks: int = 1 << 30) -> None:
         """So many blocks more; a transfer that failed moves nothing."""
         while blocks and not self.terminal:

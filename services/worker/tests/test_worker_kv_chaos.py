@@ -172,7 +172,8 @@ class TwoEngines(RuleBasedStateMachine):
     def move(self, data: st.DataObject, blocks: int, fails: bool) -> None:
         one = data.draw(st.sampled_from([move for move in self.wire.moves if not move.terminal]))
         one.move(blocks)
-        one.failed = fails and not one.terminal
+        if fails:
+            one.fail()
 
     @rule(side=SIDES)
     def turn(self, side: int) -> None:
@@ -256,7 +257,7 @@ class TwoEngines(RuleBasedStateMachine):
                 side.ask(kv.Unreserve(key[0], *key[1]))
             side.caches.turn()
         for move in self.wire.moves:
-            move.failed = not move.terminal
+            move.fail()
         self.clock.advance(10**10)
         for side in self.sides:
             side.caches.turn()

@@ -95,11 +95,13 @@ def test_a_source_that_stands_still_costs_its_reader_a_wait_and_no_block() -> No
         both.until(lambda: a.outputs.get("r"))
         exported = both.export(a, "r")
         assert both.reserve(b, "r", len(prompt) + 400).ok
-        os.kill(a.process.pid, signal.SIGSTOP)  # type: ignore[attr-defined]
+        pid = a.process.pid  # type: ignore[attr-defined]
+        os.kill(pid, signal.SIGSTOP)
+        os.waitpid(pid, os.WUNTRACED)  # until all of its threads stand
         late = both.pulled(b, both.pull(b, a, "r", exported, within_us=50_000))
         assert "not read within" in late.error
         assert both.until(lambda: b.load.quarantined_blocks) == len(exported.blocks)
-        os.kill(a.process.pid, signal.SIGCONT)  # type: ignore[attr-defined]
+        os.kill(pid, signal.SIGCONT)
         both.until(lambda: not b.load.quarantined_blocks)
         last = both.export(a, "r", lease_id=exported.lease_id, final=True)
         assert not both.pulled(b, both.pull(b, a, "r", last, within_us=PATIENT)).error

@@ -143,7 +143,7 @@ def test_two_full_engines_that_swap_requests_get_on() -> None:
                 expected = reference_tokens(PROMPT, 7, 25 + number, VOCAB)
                 assert engine.outputs[f"{engine.name[0]}{number}"] == expected
         for move in wire.moves:
-            move.failed = True
+            move.fail()
         for engine, other in ((a, b), (b, a)):
             name = f"{engine.name[0]}2"
             other.send(kv.Unreserve(name, 1, 2))
@@ -196,7 +196,7 @@ def test_a_peer_that_was_restarted_under_its_old_name_is_linked_anew() -> None:
     again = EngineRig(on_wire(settings[0], wire, "a:1"))
     both.engines[0] = again
     target.send(kv.LinkPeer("a:1", again.built.ready.kv_metadata))
-    wire.moves[0].failed = True  # only now is the old life over for the target
+    wire.moves[0].fail()  # only now is the old life over for the target
     assert both.pulled(target, number).error
     linked = both.answer(target, kv.Linked)
     if not linked.transport:  # that the old link ended with its read may be told first
