@@ -299,3 +299,22 @@ def test_a_step_says_whose_blocks_it_took() -> None:
         result = loop.commit(plan, device.execute(plan.chunks))
         preempted += [(s.request_id, s.num_tokens) for s in result.preempted]
     assert preempted and all(name == "b" and tokens > 8 for name, tokens in preempted)
+
+
+def test_what_is_attached_with_nothing_computed_waits_as_any_other() -> None:
+    """Who runs has begun: planners put those first, and would let blocks without work block the rest."""
+    pool = BlockPool(9, 4)
+    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor(pool)
+    one, blocks = sequence("r", list(range(9)), 3), pool.allocate(8)
+    assert blocks is not None
+    with pytest.raises(ValueError, match="one at least must be left"):
+        loop.attach(one, blocks, 9)
+    with pytest.raises(ValueError, match="do not fit in 1 blocks"):
+        loop.attach(one, blocks[:1], 5)
+    assert pool.free == 0
+    loop.attach(one, blocks, 0)
+    assert pool.free == pool.usable and list(loop.waiting) == [one]
+    while loop.busy:
+        plan = loop.plan(0)
+        loop.commit(plan, device.execute(plan.chunks))
+    assert one.output == reference_tokens(one.prompt, 7, 3, VOCAB)

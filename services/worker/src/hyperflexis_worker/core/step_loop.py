@@ -103,14 +103,18 @@ class StepLoop:
     def attach(self, sequence: Sequence, blocks: list[int], computed: int) -> None:
         """A sequence goes on here, of which the first `computed` tokens are in `blocks`; it owns them from now on.
 
-        It runs at once, however many do already: it was running where it came from. Raises ValueError as `add` does,
-        and where the blocks are too few or nothing is left to compute; then they stay the caller's.
+        It runs at once, however many do already: it was running where it came from. With nothing computed it waits as
+        any other, and its blocks are free: who runs has begun, and planners count on that. Raises ValueError as `add`
+        does, and where the blocks are too few or nothing is left to compute; then they stay the caller's.
         """
         if not 0 <= computed < sequence.num_tokens:
             raise ValueError(f"{computed} of {sequence.num_tokens} tokens computed: one at least must be left")
         if self._pool.blocks_for(computed) > len(blocks):
             raise ValueError(f"{computed} tokens do not fit in {len(blocks)} blocks")
         self.add(sequence)
+        if not computed:
+            self._pool.release(blocks)
+            return
         self._running[sequence.request_id] = self._waiting.pop(sequence.request_id)
         sequence.blocks, sequence.published, sequence.computed = blocks, 0, computed
         self._publish(sequence)
