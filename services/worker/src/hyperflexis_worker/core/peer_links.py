@@ -71,7 +71,7 @@ class PeerLinks:
             return
         status.peer.CopyFrom(peer)
         if not status.transport:
-            self.lost(engine)
+            self._up.pop(engine, None)
             return self._refused(peer, engine, status.error or "link_failed", now_us)
         self._up[engine] = status
         self._failed.pop(peer.worker_id, None)
@@ -85,7 +85,8 @@ class PeerLinks:
     def lost(self, engine: str) -> None:
         """It did not work any more: the next one who needs it makes it anew, or finds out why that cannot be."""
         self._up.pop(engine, None)
-        self._peers.pop(engine, None)
+        if engine not in self._waiting:  # else it is being made anew, and they are to hear what becomes of that
+            self._peers.pop(engine, None)
 
     def engine_lost(self) -> None:
         """The next engine here knows nobody."""
@@ -105,5 +106,7 @@ class PeerLinks:
 
     def _refused(self, peer: movement_pb2.WorkerRef, engine: str, reason: str, now_us: int) -> None:
         self._failed[peer.worker_id] = movement_pb2.LinkStatus(peer=peer, error=reason)
+        if engine not in self._up:
+            self._peers.pop(engine, None)
         for then in self._waiting.pop(engine, []):
             then(reason, now_us)
