@@ -38,14 +38,14 @@ class Transfer:
 
 
 class Holds:
-    """Leases and quarantines over one pool. Ids count up from 1 and are never used again."""
+    """Leases and quarantines over one pool. Ids count up from `first_id` and are never used again."""
 
-    def __init__(self, pool: BlockPool, pin_share: float = PIN_SHARE) -> None:
+    def __init__(self, pool: BlockPool, pin_share: float = PIN_SHARE, first_id: int = 1) -> None:
         self._pool = pool
         self._limit = int(pool.usable * pin_share)
         self._leases: dict[int, Lease] = {}
         self._transfers: dict[int, Transfer] = {}
-        self._next = 1
+        self._next = first_id
 
     def __bool__(self) -> bool:
         """Whether anything is held."""

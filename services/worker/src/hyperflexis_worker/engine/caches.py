@@ -5,6 +5,7 @@ Called between two steps only, so a sequence stands still while it is looked at 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -67,7 +68,8 @@ class Caches:
         self._clock = clock
         self._tell = tell
         self._detached = detached
-        self.holds = Holds(pool)
+        # A peer asks for a lease by its id, at an address where another engine may live by now: it must not find one.
+        self.holds = Holds(pool, first_id=1 + secrets.randbits(62))
         self.reservations = Reservations(pool)
         self._pulling: dict[int, _Pulling] = {}
         self._wedged = False
