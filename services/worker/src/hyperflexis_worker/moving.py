@@ -73,6 +73,8 @@ class Moving:
         self._calls: set[asyncio.Task[None]] = set()
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._numbers = 0
+        self._lives = 0
+        """Of engines that have ended."""
         self._ready = frames.EngineReady(b"", 0, 0, [], 0, 0)
 
     # --- effects -----------------------------------------------------------------------------------------
@@ -104,6 +106,7 @@ class Moving:
         self._core.moves.links.layout = ready.kv_layout if ready.kv_name else b""
 
     def engine_lost(self) -> None:
+        self._lives += 1
         self._core.moves.links.layout = b""
         for number in list(self._questions):
             self._answer(number, Refused(grpc.StatusCode.UNAVAILABLE, "the engine of this worker ended"))
@@ -122,7 +125,7 @@ class Moving:
             case kv_frames.BlockBytes():
                 self._answer(event.number, event)
             case kv_frames.FetchBytes():
-                self._call(self._fetch(event), None)
+                self._call(self._fetch(event, self._lives), None)
 
     # --- what other workers ask --------------------------------------------------------------------------
 
@@ -233,16 +236,21 @@ class Moving:
         except grpc.aio.AioRpcError as error:
             self._tell(PeerReleased(number, False, _reason(error)))
 
-    async def _fetch(self, fetch: kv_frames.FetchBytes) -> None:
+    async def _fetch(self, fetch: kv_frames.FetchBytes, life: int) -> None:
+        fetched = await self._fetched(fetch)
+        if life == self._lives:  # the next engine may have a question of its own under this number
+            self._send(fetched)
+
+    async def _fetched(self, fetch: kv_frames.FetchBytes) -> kv_frames.FetchedBytes:
         peer = self._core.moves.links.peer(fetch.peer)
         if peer is None:
-            return self._send(kv_frames.FetchedBytes(fetch.number, b"", "no such peer"))
+            return kv_frames.FetchedBytes(fetch.number, b"", "no such peer")
         try:
             async with asyncio.timeout(READ_S):
                 data = await self._peers.read(peer.address, fetch.lease_id, fetch.blocks)
-            self._send(kv_frames.FetchedBytes(fetch.number, data))
+            return kv_frames.FetchedBytes(fetch.number, data)
         except (grpc.aio.AioRpcError, TimeoutError) as error:
-            self._send(kv_frames.FetchedBytes(fetch.number, b"", str(error) or "timed out"))
+            return kv_frames.FetchedBytes(fetch.number, b"", str(error) or "timed out")
 
 
 def _reason(error: grpc.aio.AioRpcError) -> str:
