@@ -24,8 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from hyperflexis_common.attempt import NO_ATTEMPT
+from hyperflexis_common.step_time import SEEDS
 from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.planner import BudgetPlanner
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.core.sequence import Sequence as EngineSequence
 from hyperflexis_worker.core.step_loop import StepLoop
@@ -78,7 +80,9 @@ class Engine:
 
     def run(self, jobs: Sequence[Job]) -> Run:
         # A pool of its own for each run: the last run's prefixes are no help.
-        loop = StepLoop(BudgetPlanner(512, 16), BlockPool(self._blocks, self._block_tokens))
+        loop = StepLoop(
+            StepPlanner(ChunkedPolicy(SEEDS["test/tiny/tp1"], 512, 16)), BlockPool(self._blocks, self._block_tokens)
+        )
         for number, job in enumerate(jobs):
             sequence = EngineSequence(str(number), NO_ATTEMPT, job.prompt, [], Sampling(), job.output_tokens)
             sequence.arrival_us = number

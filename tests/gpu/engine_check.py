@@ -39,9 +39,11 @@ from transformers import (
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.planner import BudgetPlanner, Chunk
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.executor import TorchExecutor
 from hyperflexis_worker.embedded.profile import Bench, Limits, errors, fit, measure, sweep
@@ -104,7 +106,7 @@ def check_tokens(scratch: Path) -> dict[str, Any]:
         directory = save(model, scratch / name)
         for budget in (23, 256):
             executor = TorchExecutor(directory, 256, 16, "float64", DEVICE)
-            loop = StepLoop(BudgetPlanner(budget, 16), BlockPool(256, 16))
+            loop = StepLoop(StepPlanner(ChunkedPolicy(SEEDS["test/tiny/tp1"], budget, 16)), BlockPool(256, 16))
             members = [Sequence(str(n), NO_ATTEMPT, prompt, [], Sampling(), 16) for n, prompt in enumerate(prompts)]
             for one in members:
                 loop.add(one)

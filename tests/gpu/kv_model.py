@@ -12,8 +12,8 @@ import torch
 from kv_side import Blocks, Side, milliseconds
 
 from hyperflexis_common.attempt import NO_ATTEMPT
-from hyperflexis_worker.core.planner import Chunk
 from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.cuda.peer import PeerTransport
 from hyperflexis_worker.cuda.pool_memory import PoolMemory
 from hyperflexis_worker.embedded.attention import ReferenceAttention

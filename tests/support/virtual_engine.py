@@ -19,12 +19,14 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_common.tokens import pack
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.effects import AddSequence, AttachSequence, DropSequence, RevokeSequence
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
-from hyperflexis_worker.core.planner import BudgetPlanner, StepPlan
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.sampled import Sampled
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_loop import StepLoop, StepResult
+from hyperflexis_worker.core.step_plan import StepPlan
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.caches import Caches
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool
@@ -32,6 +34,7 @@ from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool
 if TYPE_CHECKING:
     from virtual_worker import Worker
 
+MODEL = SEEDS["test/tiny/tp1"]
 BLOCKS = 64
 BLOCK_TOKENS = 8
 MAX_NUM_TOKENS = 32
@@ -109,9 +112,9 @@ class Engine:
         states = ModelledPool(BLOCKS, BLOCK_TOKENS)
         states.states[:] = 0xBAD  # what nobody has written to is wrong
         self.storage = states.storage(b"layout")
-        self._device = ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], states, sleep=lambda _: None)
+        self._device = ModelledExecutor(VOCAB, MODEL, states, sleep=lambda _: None)
         self.pool = BlockPool(BLOCKS, BLOCK_TOKENS)
-        self.loop = StepLoop(BudgetPlanner(MAX_NUM_TOKENS, MAX_NUM_SEQS, "edf"), self.pool)
+        self.loop = StepLoop(StepPlanner(ChunkedPolicy(MODEL, MAX_NUM_TOKENS, MAX_NUM_SEQS, "edf")), self.pool)
         life = f"{self._worker.key}/{self.lives}"
         self._worker.cell.engines[life] = self
         mover = VirtualMover(self, lambda: self._wake(self._chance.randrange(20, 200)))

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperflexis_common.attempt import NO_ATTEMPT
-from hyperflexis_worker.core.planner import Chunk
 from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.attention import ReferenceAttention
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.kv_pool import KvPool

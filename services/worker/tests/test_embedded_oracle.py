@@ -16,13 +16,17 @@ from hypothesis import strategies as st
 from oracle_models import MODELS, VOCAB, continuation, make_model, random_prompt, save
 
 from hyperflexis_common.attempt import NO_ATTEMPT
+from hyperflexis_common.step_time import SEEDS
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import BudgetPlanner, Chunk
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.executor import TorchExecutor
 
+MODEL = SEEDS["test/tiny/tp1"]
 OUTPUT, LENGTHS = 12, (1, 2, 15, 16, 17, 40, 97)
 
 
@@ -57,7 +61,7 @@ def run(
     for _ in range(500):
         surprised.learn("", 0)
     pool = BlockPool(blocks, executor.pool.block_tokens, prefix_cache)
-    loop = StepLoop(BudgetPlanner(max_tokens, max_sequences, lengths=surprised), pool)
+    loop = StepLoop(StepPlanner(ChunkedPolicy(MODEL, max_tokens, max_sequences), surprised), pool)
     for sequence in sequences:
         loop.add(sequence)
     preempted = 0
@@ -232,7 +236,7 @@ def test_constructor_errors(oracles: dict[str, Oracle], tmp_path: Path) -> None:
 def test_a_cached_prefix_changes_no_token(oracles: dict[str, Oracle], family: str) -> None:
     oracle = oracles[family]
     executor = TorchExecutor(oracle.directory, num_blocks=64, block_tokens=8, dtype="float64")
-    loop = StepLoop(BudgetPlanner(64, 16), BlockPool(64, 8))
+    loop = StepLoop(StepPlanner(ChunkedPolicy(MODEL, 64, 16)), BlockPool(64, 8))
     long, output = oracle.prompts[-1], oracle.outputs[-1]
     cached = []
     for turn in range(4):  # the same prompt, then conversations that go on from its own answer

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hyperflexis_common.attempt import NO_ATTEMPT
-from hyperflexis_worker.core.planner import Chunk
 from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.executor import TorchExecutor
 from hyperflexis_worker.sample_model import FILES, SampleShape, write_sample_model
 

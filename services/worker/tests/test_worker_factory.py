@@ -7,7 +7,7 @@ import pytest
 
 from hyperflexis_common.config import ModelSettings, load_settings
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.policy_planner import PolicyPlanner
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.engine.factory import build_engine
 
@@ -29,7 +29,7 @@ def test_guarantees_and_the_reserve_reach_the_policy(tmp_path: Path) -> None:
     config = tmp_path / "stack.yaml"
     config.write_text(YAML)
     planner = build_engine(load_settings(WorkerSettings, config=config)).planner
-    assert isinstance(planner, PolicyPlanner)
+    assert isinstance(planner, StepPlanner)
     policy = planner.policy
     assert isinstance(policy, SloPolicy)
     rules = policy.worth.rules

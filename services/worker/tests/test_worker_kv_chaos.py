@@ -19,9 +19,9 @@ from hyperflexis_common.clock import FakeClock
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_common.tokens import unpack
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import BudgetPlanner
-from hyperflexis_worker.core.policy_planner import PolicyPlanner
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.slo_policy import SloPolicy
@@ -42,10 +42,10 @@ def planner(kind: str, budget: int, limit: int) -> Any:
     for _ in range(500):
         lengths.learn("", 0)  # growth is a surprise: sequences are preempted
     if kind == "slo":
-        return PolicyPlanner(SloPolicy(MODEL, budget, limit, lengths), lengths)
+        return StepPlanner(SloPolicy(MODEL, budget, limit, lengths), lengths)
     if kind == "scorpio":
-        return PolicyPlanner(ScorpioPolicy(MODEL, budget, limit, lengths), lengths)
-    return BudgetPlanner(budget, limit, "fcfs", lengths)
+        return StepPlanner(ScorpioPolicy(MODEL, budget, limit, lengths), lengths)
+    return StepPlanner(ChunkedPolicy(MODEL, budget, limit), lengths)
 
 
 class Side:

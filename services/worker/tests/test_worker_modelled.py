@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_worker.core.planner import Chunk
 from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
 
 VOCAB = 1_000

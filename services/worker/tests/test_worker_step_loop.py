@@ -12,8 +12,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import BudgetPlanner
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
@@ -34,6 +35,10 @@ def sequence(
         arrival_us=arrival_us,
         committed=len(committed or []),
     )
+
+
+def planner(budget: int, limit: int, order: str = "fcfs", lengths: OutputLengths | None = None) -> StepPlanner:
+    return StepPlanner(ChunkedPolicy(SEEDS["test/tiny/tp1"], budget, limit, order), lengths)
 
 
 def executor(pool: BlockPool) -> ModelledExecutor:
@@ -62,7 +67,7 @@ class EngineMemory(RuleBasedStateMachine):
         lengths = OutputLengths()
         for _ in range(0 if foreseen else 500):
             lengths.learn("", 0)  # growth is a surprise: sequences are preempted
-        self.loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), self.pool)
+        self.loop = StepLoop(planner(budget, limit, order, lengths), self.pool)
         self.executor = executor(self.pool)
         self.live: dict[str, Sequence] = {}
         self.names = 0
@@ -131,7 +136,7 @@ TestEngineMemory = EngineMemory.TestCase
 )
 def test_tokens_do_not_depend_on_chunks_or_company(prompts: list[list[int]], budget: int) -> None:
     pool = BlockPool(200, 4)
-    loop, device = StepLoop(BudgetPlanner(budget, 8), pool), executor(pool)
+    loop, device = StepLoop(planner(budget, 8), pool), executor(pool)
     sequences = [sequence(f"r{i}", prompt, 5, arrival_us=i) for i, prompt in enumerate(prompts)]
     for one in sequences:
         loop.add(one)
@@ -160,7 +165,7 @@ def test_a_long_one_ends_although_short_and_urgent_ones_keep_coming(
     for _ in range(0 if foreseen else 500):
         lengths.learn("", 0)
     pool = BlockPool(blocks, 4, prefix_cache)
-    loop = StepLoop(BudgetPlanner(budget, limit, order, lengths), pool)
+    loop = StepLoop(planner(budget, limit, order, lengths), pool)
     device, ended = executor(pool), False
     long = sequence("long", list(range(36)), 18, arrival_us=30)
     long.ttft_us = 50
@@ -189,7 +194,7 @@ def test_a_stop_token_ends_a_sequence_but_not_before_min_tokens() -> None:
         one = sequence("r", prompt, 10)
         one.sampling = Sampling(seed=7, stop_token_ids=frozenset({tokens[2]}), min_tokens=min_tokens)
         pool = BlockPool(50, 4)
-        loop, device = StepLoop(BudgetPlanner(16, 8), pool), executor(pool)
+        loop, device = StepLoop(planner(16, 8), pool), executor(pool)
         loop.add(one)
         while loop.busy:
             plan = loop.plan(0)
@@ -203,7 +208,7 @@ def test_a_spliced_token_breaks_all_later_ones() -> None:
     wrong = [*reference[:3], (reference[3] + 1) % VOCAB]
     one = sequence("r", prompt, 8, wrong)
     pool = BlockPool(50, 4)
-    loop, device = StepLoop(BudgetPlanner(16, 8), pool), executor(pool)
+    loop, device = StepLoop(planner(16, 8), pool), executor(pool)
     loop.add(one)
     while loop.busy:
         plan = loop.plan(0)
@@ -213,7 +218,7 @@ def test_a_spliced_token_breaks_all_later_ones() -> None:
 
 def test_a_prefix_is_computed_once_and_its_last_token_always() -> None:
     pool = BlockPool(20, 4)
-    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor(pool)
+    loop, device = StepLoop(planner(64, 8), pool), executor(pool)
 
     def run(name: str, prompt: list[int]) -> Sequence:
         one = sequence(name, prompt, 1)
@@ -234,7 +239,7 @@ def test_a_prefix_is_computed_once_and_its_last_token_always() -> None:
 
 def test_two_that_run_share_the_blocks_of_their_prefix() -> None:
     pool = BlockPool(10, 4)
-    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor(pool)
+    loop, device = StepLoop(planner(64, 8), pool), executor(pool)
     for name in ("a", "b"):
         loop.add(sequence(name, list(range(9)), 3))
         plan = loop.plan(0)
@@ -251,7 +256,7 @@ def test_admission_leaves_room_for_what_runs_to_grow() -> None:
     pool, lengths = BlockPool(11, 4), OutputLengths()
     for _ in range(200):
         lengths.learn("", 20)
-    loop = StepLoop(BudgetPlanner(64, 8, lengths=lengths), pool, lengths)
+    loop = StepLoop(planner(64, 8, lengths=lengths), pool, lengths)
     for name in ("a", "b"):
         loop.add(sequence(name, [1, 2, 3, 4], 20))
     device = executor(pool)
@@ -266,23 +271,33 @@ def test_admission_leaves_room_for_what_runs_to_grow() -> None:
     assert preempted == 0
 
 
-def test_preempting_frees_what_nobody_else_owns() -> None:
-    """a needs two blocks; b shares all but one of its own with a, c and d share theirs with each other."""
-    for company, enough in (("b", False), ("cd", True)):
-        pool = BlockPool(9, 1)
-        a, others = sequence("a", [0] * 6, 1), [sequence(name, [9] * 7, 1, arrival_us=1) for name in company]
-        a.blocks, a.computed = pool.allocate(4) or [], 4
-        common = a.blocks[:3] if company == "b" else pool.allocate(3) or []
-        pool.share(common * (len(others) if company == "b" else 1))
-        for other in others:
-            other.blocks, other.computed = [*common, *(pool.allocate(1) or [])][:4], 3
-        rest = pool.allocate(pool.free)  # somebody else's
-        plan = BudgetPlanner(8, 8).plan([a, *others], [], pool, 0)
-        assert plan.preempted[: len(others)] == others[::-1]
-        for other in others:
-            pool.release(other.blocks)
-        needed = sum(pool.blocks_for(c.start + c.length) - len(c.sequence.blocks) for c in plan.chunks)
-        assert needed <= pool.free and bool(plan.chunks) == enough, (company, rest)
+@pytest.mark.parametrize(
+    ("company", "shared", "yielded"),
+    [
+        ("b", 3, ["b"]),  # its own block is enough for a
+        ("b", 4, ["b", "a"]),  # all of its blocks are a's too, which finds no room then
+        ("cd", 0, ["d", "c"]),  # theirs are free only when both have yielded
+    ],
+)
+def test_preempting_frees_what_nobody_else_owns(company: str, shared: int, yielded: list[str]) -> None:
+    """All of them decode and need a block more; `shared`: blocks of a that the company has as well."""
+    pool = BlockPool(9, 1)
+    a, *others = decoding = [sequence(name, [0] * 4, 9, committed=[7], arrival_us=ord(name)) for name in "a" + company]
+    a.blocks = pool.allocate(4) or []
+    common = [*a.blocks[:shared], *(pool.allocate(4 - shared) or [])]
+    pool.share(a.blocks[:shared])
+    for other in others:
+        other.blocks = list(common)
+    pool.share(common * (len(others) - 1))
+    for number, one in enumerate(decoding):
+        one.number, one.computed = number, 4
+    assert pool.allocate(pool.free) is not None  # somebody else's
+    plan = planner(8, 8).plan(decoding, [], pool, 0)
+    assert [one.request_id for one in plan.preempted] == yielded
+    for one in plan.preempted:
+        pool.release(one.blocks)
+    assert [chunk.sequence for chunk in plan.chunks] == [one for one in decoding if one not in plan.preempted]
+    assert len(plan.chunks) <= pool.free
 
 
 def test_a_step_says_whose_blocks_it_took() -> None:
@@ -290,7 +305,7 @@ def test_a_step_says_whose_blocks_it_took() -> None:
     for _ in range(100):
         surprised.learn("", 1)
     pool = BlockPool(7, 4, prefix_cache=False)
-    loop = StepLoop(BudgetPlanner(100, 8, "fcfs", surprised), pool, surprised)
+    loop = StepLoop(planner(100, 8, lengths=surprised), pool, surprised)
     for index, name in enumerate("ab"):
         loop.add(sequence(name, [index + 1] * 8, max_tokens=12, arrival_us=index))
     device, preempted = executor(pool), []
@@ -304,7 +319,7 @@ def test_a_step_says_whose_blocks_it_took() -> None:
 def test_what_is_attached_with_nothing_computed_waits_as_any_other() -> None:
     """Who runs has begun: planners put those first, and would let blocks without work block the rest."""
     pool = BlockPool(9, 4)
-    loop, device = StepLoop(BudgetPlanner(64, 8), pool), executor(pool)
+    loop, device = StepLoop(planner(64, 8), pool), executor(pool)
     one, blocks = sequence("r", list(range(9)), 3), pool.allocate(8)
     assert blocks is not None
     with pytest.raises(ValueError, match="one at least must be left"):

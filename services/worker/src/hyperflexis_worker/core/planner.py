@@ -1,168 +1,161 @@
-"""What one engine step does. A planner sees exact local state and returns a plan; it changes nothing."""
+"""A step policy at work on real sequences and blocks: what it chooses, made into a plan that the pool can hold."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass
+
+import numpy as np
 
 from hyperflexis.common.v1 import slo_pb2
-from hyperflexis_common.step_time import StepShape, StepTimeModel
+from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.pool_room import PoolRoom
+from hyperflexis_worker.core.prefill_queue import PrefillQueue
 from hyperflexis_worker.core.sequence import Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """`length` tokens of one sequence from `start` on; the last chunk of what it has samples a token."""
-
-    sequence: Sequence
-    start: int
-    length: int
-    cached: tuple[int, ...] = ()
-    """Blocks of the prefix [0, start) that others computed, where the sequence is admitted with some."""
-
-    @property
-    def samples(self) -> bool:
-        return self.start + self.length == self.sequence.num_tokens
+from hyperflexis_worker.core.step_plan import Chunk, StepPlan
+from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice, StepPolicy
 
 
 @dataclass(slots=True)
-class StepPlan:
-    """One step: who computes what, who loses its blocks first, who is given up and why."""
+class _Pace:
+    """A sequence that decodes here: its TPOT counts from the first token seen here, wherever earlier ones were made."""
 
-    chunks: list[Chunk] = field(default_factory=list)
-    preempted: list[Sequence] = field(default_factory=list)
-    given_up: list[tuple[Sequence, slo_pb2.Decision]] = field(default_factory=list)
-
-    @property
-    def shape(self) -> StepShape:
-        decodes = [chunk for chunk in self.chunks if chunk.length == 1 and chunk.samples]
-        return StepShape(
-            prefill_chunks=tuple((c.length, c.start) for c in self.chunks if not (c.length == 1 and c.samples)),
-            decodes=len(decodes),
-            decode_context_tokens=sum(chunk.start for chunk in decodes),
-        )
+    first_us: int
+    base: int
+    """Output tokens then."""
+    last_us: int
+    made: int
 
 
-class StepPlanner(Protocol):
-    def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
-        """The next step. `running` own blocks, in the order they were admitted; `waiting` own none."""
-        ...
+class StepPlanner:
+    """All decodes find room first, those with the most slack yielding theirs; then the policy chooses."""
 
-    def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
-        """The plan made last took so long; `model` is the newest fit. Called before its tokens are committed."""
-        ...
+    def __init__(self, policy: StepPolicy, lengths: OutputLengths | None = None) -> None:
+        self.policy = policy
+        self._lengths = lengths or OutputLengths()
+        self._queue = PrefillQueue()
+        self._queued: dict[int, Sequence] = {}
+        self._paces: dict[Sequence, _Pace] = {}
+        self._credits: dict[Sequence, float] = {}
+        self._choice = StepChoice()
+        self._decodes = NO_DECODES
+        self._left = False
 
     @property
     def prefill_share(self) -> float:
-        """Of the time while prompts wait, what goes into prefill, as far as is known."""
-        ...
+        """Of the time while prompts wait, what goes into prefill."""
+        return float(getattr(self.policy, "prefill_share", 1.0))
 
     @property
     def pace(self) -> float:
-        """Actual over predicted step time, lately, as far as is known."""
-        ...
-
-
-def by_arrival(sequence: Sequence) -> tuple[int, str]:
-    return (sequence.arrival_us, sequence.request_id)
-
-
-def by_first_token_deadline(sequence: Sequence) -> tuple[int, str]:
-    return (sequence.first_token_due_us, sequence.request_id)
-
-
-ORDERS: dict[str, Callable[[Sequence], tuple[int, str]]] = {"fcfs": by_arrival, "edf": by_first_token_deadline}
-
-
-class BudgetPlanner:
-    """One token budget a step: all decodes first, then prefill chunks in order while budget lasts.
-
-    When a decode finds no free block, the running sequence last in order gives up its blocks and is computed
-    again later; nobody new is admitted in a step that preempted. (vLLM v1's unified rule; Sarathi-Serve with
-    a small budget.) Admission leaves room for what all running sequences are expected to grow by.
-    """
-
-    def __init__(
-        self, max_tokens: int, max_sequences: int, order: str = "fcfs", lengths: OutputLengths | None = None
-    ) -> None:
-        if order not in ORDERS:
-            raise ValueError(f"unknown order {order!r}; known: {', '.join(sorted(ORDERS))}")
-        if max_tokens < 1 or max_sequences < 1:
-            raise ValueError("max_tokens and max_sequences must be at least 1")
-        self._max_tokens = max_tokens
-        self._max_sequences = max_sequences
-        self._order = ORDERS[order]
-        self._lengths = lengths or OutputLengths()
+        """Actual over predicted step time, lately."""
+        return float(getattr(self.policy, "pace", 1.0))
 
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         plan = StepPlan()
-        free, budget = pool.free, self._max_tokens
-        given_back: list[int] = []
-        keep = sorted(running, key=lambda s: (not s.decoding, *self._order(s)))
-        scheduled = 0
-        while scheduled < len(keep):
-            sequence = keep[scheduled]
-            length = min(sequence.to_compute, budget)
-            if length < 1:
-                break
-            needed = pool.blocks_for(sequence.computed + length) - len(sequence.blocks)
-            while needed > free and len(keep) > scheduled + 1:
-                victim = keep.pop()
-                plan.preempted.append(victim)
-                # Blocks that it shares become free only with their last owner.
-                free -= pool.freed_by(given_back)
-                given_back += victim.blocks
-                free += pool.freed_by(given_back)
-            if needed > free:
-                # Nobody after it is left to preempt: it yields its own blocks to those before it.
-                plan.preempted.append(keep.pop())
-                break
-            plan.chunks.append(Chunk(sequence, sequence.computed, length))
-            free -= max(needed, 0)
-            budget -= length
-            scheduled += 1
-        if not plan.preempted:
-            self._admit(plan, keep, waiting, pool, free, budget)
+        decoding = [sequence for sequence in running if sequence.decoding]
+        begun = [sequence for sequence in running if not sequence.decoding]
+        self._follow(decoding, now_us)
+        free = self._make_room(decoding, begun, pool, plan)
+        self._sync(begun, waiting)
+        self._decodes = self._columns(decoding)
+        room = PoolRoom(pool, self._lengths, decoding, begun, free, admits=not plan.preempted)
+        choice = self._choice = self.policy.choose(now_us, self._decodes, self._queue, room)
+        for at, sequence in enumerate(decoding):
+            if choice.decode is None or choice.decode[at]:
+                plan.chunks.append(Chunk(sequence, sequence.computed, 1))
+            if self._decodes.credit[at]:
+                self._credits[sequence] = float(self._decodes.credit[at])
+        for request, tokens in choice.chunks:
+            sequence = self._queued[request.number]
+            start, cached = room.start(sequence)
+            plan.chunks.append(Chunk(sequence, start, tokens, cached))
+        for given_up in choice.given_up:
+            sequence = self._queued[given_up.request.number]
+            decision = slo_pb2.Decision(kind="give_up", reason=given_up.reason, numbers=given_up.numbers)
+            plan.given_up.append((sequence, decision))
+        left = len(self._queue) - len(choice.given_up) - len(choice.chunks)
+        self._left = left > 0 or any(chunk.length > 1 and not chunk.samples for chunk in plan.chunks)
+        if not plan.chunks and not plan.given_up and begun:
+            self._unlock(begun, free, pool, plan)
         return plan
 
     def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
-        """Learns nothing."""
+        """The plan made last took so long; `model` is the newest fit. Called before its tokens are committed."""
+        self.policy.stepped(self._choice, self._decodes, self._left, predicted_us, took_us)
+        self.policy.model = model
 
-    @property
-    def prefill_share(self) -> float:
-        return 1.0
+    def _follow(self, decoding: Rows[Sequence], now_us: int) -> None:
+        """Notes who made a token since the last plan: the step before ended just now."""
+        here = set(decoding)
+        for sequence in [s for s in self._paces if s not in here]:
+            del self._paces[sequence]
+            self._credits.pop(sequence, None)
+        for sequence in decoding:
+            pace = self._paces.get(sequence)
+            if pace is None:
+                self._paces[sequence] = pace = _Pace(now_us, sequence.made, now_us, sequence.made)
+            elif pace.made != sequence.made:
+                pace.last_us, pace.made = now_us, sequence.made
+            sequence.next_due_us = pace.first_us + (1 + pace.made - pace.base) * sequence.tpot_us
 
-    @property
-    def pace(self) -> float:
-        return 1.0
+    def _make_room(self, decoding: list[Sequence], begun: list[Sequence], pool: BlockPool, plan: StepPlan) -> int:
+        """Free blocks left when every decode has its next one. Whoever can best wait gives up its blocks: a prompt that
+        began before a decode; the oldest request never, so that somebody always gets on."""
+        free = pool.free
+        given_back: list[int] = []
 
-    def _admit(
-        self, plan: StepPlan, keep: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, free: int, budget: int
-    ) -> None:
-        running = len(keep)
-        growth = sum(self._growth(sequence, len(sequence.blocks), pool) for sequence in keep)
-        for sequence in sorted(waiting, key=self._order):
-            if budget < 1 or running >= self._max_sequences:
+        def needed() -> int:
+            return sum(max(pool.blocks_for(s.computed + 1) - len(s.blocks), 0) for s in decoding)
+
+        while (short := needed()) > free:
+            oldest = min((*decoding, *begun), key=lambda s: (s.arrival_us, s.number))
+            victims = [s for s in begun if s is not oldest] or [s for s in decoding if s is not oldest] or [oldest]
+            victim = max(victims, key=lambda s: (s.due_us, s.number))
+            (begun if victim in begun else decoding).remove(victim)
+            plan.preempted.append(victim)
+            # Blocks that it shares become free only with their last owner.
+            free -= pool.freed_by(given_back)
+            given_back += victim.blocks
+            free += pool.freed_by(given_back)
+        return free - short
+
+    @staticmethod
+    def _unlock(begun: list[Sequence], free: int, pool: BlockPool, plan: StepPlan) -> None:
+        """Prompts that began hold the pool between them, and none can go on: those due last yield to the oldest."""
+        oldest = min(begun, key=lambda s: (s.arrival_us, s.number))
+        given_back: list[int] = []
+        for victim in sorted((s for s in begun if s is not oldest), key=lambda s: (-s.due_us, s.number)):
+            plan.preempted.append(victim)
+            given_back += victim.blocks
+            tokens = (len(oldest.blocks) + free + pool.freed_by(given_back)) * pool.block_tokens - oldest.computed
+            if tokens > 0:
+                plan.chunks.append(Chunk(oldest, oldest.computed, min(tokens, oldest.to_compute)))
                 return
-            # The last token is always computed: its logits are wanted. So its block is never a shared one.
-            whole = (sequence.num_tokens - 1) // pool.block_tokens
-            cached = pool.find(sequence.hashes(whole, pool.block_tokens)) if pool.prefix_cache else []
-            needed = pool.blocks_for(sequence.num_tokens) - len(cached) + pool.idle(cached)
-            growth += self._growth(sequence, pool.blocks_for(sequence.num_tokens), pool)
-            if needed > free or (running and needed + growth > free):
-                return
-            start = len(cached) * pool.block_tokens
-            length = min(sequence.num_tokens - start, budget)
-            plan.chunks.append(Chunk(sequence, start, length, tuple(cached)))
-            free -= needed
-            budget -= length
-            running += 1
 
-    def _growth(self, sequence: Sequence, blocks: int, pool: BlockPool) -> int:
-        """Blocks that it is expected to need beyond these."""
-        remaining = int(self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens))
-        return max(pool.blocks_for(sequence.num_tokens + remaining) - blocks, 0)
+    def _sync(self, begun: Rows[Sequence], waiting: Rows[Sequence]) -> None:
+        """The queue holds exactly these, as far as they are."""
+        now = {sequence.number: sequence for sequence in (*begun, *waiting)}
+        for number in [number for number, sequence in self._queued.items() if now.get(number) is not sequence]:
+            self._queue.remove(self._queued.pop(number))
+        for number, sequence in now.items():
+            if number not in self._queued:
+                self._queued[number] = sequence
+                self._queue.add(sequence)
+            elif sequence.computed:
+                self._queue.progressed(sequence)
+
+    def _columns(self, decoding: Rows[Sequence]) -> Decodes:
+        paces = [self._paces[sequence] for sequence in decoding]
+        return Decodes(
+            due_us=np.array([sequence.next_due_us or 0 for sequence in decoding], dtype=np.float64),
+            pause_end_us=np.array(
+                [p.last_us + max(s.tpot_us, s.max_gap_us) for s, p in zip(decoding, paces, strict=True)],
+                dtype=np.float64,
+            ),
+            tpot_us=np.array([sequence.tpot_us for sequence in decoding], dtype=np.float64),
+            context_tokens=float(sum(sequence.computed for sequence in decoding)),
+            credit=np.array([self._credits.get(sequence, 0.0) for sequence in decoding], dtype=np.float64),
+        )

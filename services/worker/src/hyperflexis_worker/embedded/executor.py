@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from hyperflexis_worker.core.planner import Chunk
 from hyperflexis_worker.core.sampled import Sampled
 from hyperflexis_worker.core.sequence import Sequence
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.attention import ReferenceAttention
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.kv_pool import Allocate, KvPool, plain_memory

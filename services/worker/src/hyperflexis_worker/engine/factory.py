@@ -15,9 +15,9 @@ from hyperflexis_common.model_files import model_directory
 from hyperflexis_common.step_time import StepTimeModel, load_profile
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import BudgetPlanner, StepPlanner
-from hyperflexis_worker.core.policy_planner import PolicyPlanner
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.step_loop import Executor
@@ -50,11 +50,11 @@ def _planner(settings: WorkerSettings, model: StepTimeModel, lengths: OutputLeng
     limits = settings.max_num_tokens, settings.max_num_seqs
     match settings.policy:
         case "hyperflexis":
-            return PolicyPlanner(SloPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
+            return StepPlanner(SloPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
         case "scorpio":
-            return PolicyPlanner(ScorpioPolicy(model, *limits, lengths), lengths)
+            return StepPlanner(ScorpioPolicy(model, *limits, lengths), lengths)
         case order:
-            return BudgetPlanner(*limits, order, lengths)
+            return StepPlanner(ChunkedPolicy(model, *limits, order), lengths)
 
 
 def _worth_rules(settings: WorkerSettings) -> WorthRules:

@@ -12,12 +12,12 @@ from hyperflexis_common.step_time import SEEDS, StepTimeModel
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import Chunk
-from hyperflexis_worker.core.policy_planner import PolicyPlanner
+from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.step_loop import StepLoop
+from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.core.step_policy import StepPolicy
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
 
@@ -74,7 +74,7 @@ class Engine(RuleBasedStateMachine):
         lengths = OutputLengths()
         for _ in range(0 if foreseen else 2_000):
             lengths.learn("", 0)  # growth is a surprise: sequences are preempted
-        self.planner = PolicyPlanner(policy(kind, budget, limit, lengths), lengths)
+        self.planner = StepPlanner(policy(kind, budget, limit, lengths), lengths)
         self.loop = StepLoop(self.planner, self.pool)
         self.executor = modelled(self.pool)
         self.live: dict[str, Sequence] = {}
@@ -152,7 +152,7 @@ TestEngine.settings = settings(max_examples=150, stateful_step_count=40, deadlin
 
 
 def served(
-    loop: StepLoop, planner: PolicyPlanner, model: StepTimeModel, now_us: int, device: ModelledExecutor
+    loop: StepLoop, planner: StepPlanner, model: StepTimeModel, now_us: int, device: ModelledExecutor
 ) -> list[tuple[int, list[str]]]:
     """(end of step, who got a token) until nothing is left; steps take what the model says."""
     log = []
@@ -173,7 +173,7 @@ def test_decodes_keep_their_tpot_while_a_long_prompt_is_prefilled() -> None:
     for kind in ("slo", "fcfs"):
         lengths = OutputLengths()
         made = SloPolicy(model, 8_192, 64, lengths) if kind == "slo" else ChunkedPolicy(model, 8_192, 64)
-        planner = PolicyPlanner(made, lengths)
+        planner = StepPlanner(made, lengths)
         pool = BlockPool(4_000, 64)
         loop = StepLoop(planner, pool)
         loop.add(sequence("tight", [1] * 100, 60, 0, 500_000, 30_000))
@@ -189,7 +189,7 @@ def test_decodes_keep_their_tpot_while_a_long_prompt_is_prefilled() -> None:
 
 def test_what_cannot_be_on_time_is_given_up_with_its_numbers() -> None:
     lengths = OutputLengths()
-    planner = PolicyPlanner(SloPolicy(SEEDS["h200/llama-3.1-8b/tp1"], 8_192, 64, lengths), lengths)
+    planner = StepPlanner(SloPolicy(SEEDS["h200/llama-3.1-8b/tp1"], 8_192, 64, lengths), lengths)
     loop = StepLoop(planner, BlockPool(4_000, 64))
     loop.add(sequence("hopeless", [1] * 50_000, 4, 0, 500_000))
     loop.add(sequence("fine", [1] * 500, 4, 0, 500_000))
@@ -204,7 +204,7 @@ def test_what_cannot_be_on_time_is_given_up_with_its_numbers() -> None:
 def test_the_dearest_is_left_behind_when_not_all_can_be_on_time(order: str) -> None:
     """Five prompts of which the large one alone makes the others late: it goes, wherever it stands in the queue."""
     lengths = OutputLengths()
-    planner = PolicyPlanner(SloPolicy(SEEDS["h200/llama-3.1-8b/tp1"], 8_192, 64, lengths), lengths)
+    planner = StepPlanner(SloPolicy(SEEDS["h200/llama-3.1-8b/tp1"], 8_192, 64, lengths), lengths)
     loop = StepLoop(planner, BlockPool(8_000, 64, prefix_cache=False))
     large = sequence("large", [1] * 20_000, 4, 0, 700_000 if order == "last" else 690_000)
     small = [sequence(f"small{i}", [i] * 1_500, 4, 0, 695_000) for i in range(8)]
@@ -219,7 +219,7 @@ def test_the_dearest_is_left_behind_when_not_all_can_be_on_time(order: str) -> N
 @settings(deadline=None, max_examples=60)
 def test_every_attempt_ends_in_tokens_or_a_reason(requests: list[tuple[int, int]]) -> None:
     model, lengths = SEEDS["h200/llama-3.1-8b/tp1"], OutputLengths()
-    planner = PolicyPlanner(SloPolicy(model, 2_048, 16, lengths), lengths)
+    planner = StepPlanner(SloPolicy(model, 2_048, 16, lengths), lengths)
     pool = BlockPool(200, 16)
     loop = StepLoop(planner, pool)
     for number, (prompt, output) in enumerate(requests):
@@ -230,7 +230,7 @@ def test_every_attempt_ends_in_tokens_or_a_reason(requests: list[tuple[int, int]
 
 def test_one_that_was_attached_with_more_blocks_than_it_needs_yet_lends_them_to_nobody() -> None:
     pool, lengths = BlockPool(12, 2), OutputLengths()
-    planner = PolicyPlanner(ChunkedPolicy(MODEL, 64, 8), lengths)
+    planner = StepPlanner(ChunkedPolicy(MODEL, 64, 8), lengths)
     loop, device = StepLoop(planner, pool, lengths), modelled(pool)
     for _ in range(2_000):
         lengths.learn("", 0)

@@ -1,0 +1,78 @@
+"""Room for requests in a block pool, as a step policy asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Rows
+
+from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.core.output_lengths import OutputLengths
+from hyperflexis_worker.core.prefill_queue import Waiting
+from hyperflexis_worker.core.sequence import Sequence
+from hyperflexis_worker.core.step_policy import Offer
+
+
+class PoolRoom:
+    """One choice at a time. `free`: blocks left when the decodes have theirs."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        lengths: OutputLengths,
+        decoding: Rows[Sequence],
+        begun: Rows[Sequence],
+        free: int,
+        *,
+        admits: bool,
+    ) -> None:
+        self._pool = pool
+        self._lengths = lengths
+        self._free = free
+        self._admits = admits
+        self._running = len(decoding) + len(begun)
+        self._growth = sum(self._expected(s, max(pool.blocks_for(s.computed + 1), len(s.blocks))) for s in decoding)
+        self._growth += sum(self._expected(s, len(s.blocks)) for s in begun)
+        self._cached: dict[Sequence, tuple[int, ...]] = {}
+
+    def offer(self, request: Waiting) -> Offer | None:
+        assert isinstance(request, Sequence)
+        pool = self._pool
+        if request.blocks:
+            # As much of what it needs as there is: it was admitted when the rest was there.
+            tokens = (len(request.blocks) + self._free) * pool.block_tokens - request.computed
+            return Offer(request.computed, min(tokens, request.to_compute)) if tokens > 0 else None
+        if not self._admits:
+            return None  # a step that preempted has no room for anybody new
+        # The last token is always computed: its logits are wanted. So its block is never a shared one.
+        whole = (request.num_tokens - 1) // pool.block_tokens
+        cached = pool.find(request.hashes(whole, pool.block_tokens)) if pool.prefix_cache else []
+        needed = self._needed(request, cached)
+        growth = self._growth + self._expected(request, pool.blocks_for(request.num_tokens))
+        if needed > self._free or (self._running and needed + growth > self._free):
+            return None
+        self._cached[request] = tuple(cached)
+        start = len(cached) * pool.block_tokens
+        return Offer(start, request.num_tokens - start)
+
+    def take(self, request: Waiting) -> None:
+        assert isinstance(request, Sequence)
+        if request.blocks:
+            # One that was attached may have more blocks than it needs yet: they are no others'.
+            more = max(self._pool.blocks_for(request.num_tokens) - len(request.blocks), 0)
+            self._free = max(self._free - more, 0)
+            return
+        self._free -= self._needed(request, list(self._cached[request]))
+        self._growth += self._expected(request, self._pool.blocks_for(request.num_tokens))
+        self._running += 1
+
+    def start(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
+        """Where the chunk of one that was taken begins, and the cached blocks before it."""
+        cached = self._cached.get(sequence, ())
+        return (sequence.computed, ()) if sequence.blocks else (len(cached) * self._pool.block_tokens, cached)
+
+    def _needed(self, sequence: Sequence, cached: list[int]) -> int:
+        return self._pool.blocks_for(sequence.num_tokens) - len(cached) + self._pool.idle(cached)
+
+    def _expected(self, sequence: Sequence, blocks: int) -> int:
+        """Blocks that it is expected to need beyond these."""
+        remaining = self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens)
+        return max(self._pool.blocks_for(sequence.num_tokens + int(remaining)) - blocks, 0)
