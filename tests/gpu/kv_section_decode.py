@@ -19,6 +19,7 @@ from kv_actor import Actor
 from kv_section import Section
 from kv_side import Side
 
+from hyperflexis_worker.cuda.gather import Grid
 from hyperflexis_worker.kv.transport import Progress
 
 IN_FLIGHT = 3
@@ -196,7 +197,7 @@ def decode(section: Section) -> None:
     }
     section.found["decode_slowed"] = slowed
     section.found["within_10_percent"] = bool(slowed) and all(
-        share <= 0.10 for name, share in slowed.items() if "_32_" not in name
+        share <= 0.10 for name, share in slowed.items() if f"_{Grid().programs}_" in name
     )
 
 
@@ -206,7 +207,7 @@ def _importer(section: Section, importer: Actor, work: str) -> dict[str, Any]:
     for priority in ("plain", "high"):
         alone = importer.call("steps", work=work, priority=priority, count=count)
         found[priority] = {"alone": alone["step_ms"], "alone_p95": alone["step_ms_p95"]}
-        for programs in (8, 16, 20, 24, 32):
+        for programs in (16, 18, 20):
             beside = importer.call(
                 "steps", work=work, priority=priority, count=count, peer="exporter", programs=programs
             )
@@ -218,7 +219,7 @@ def _exporter(section: Section, exporter: Actor, importer: Actor, work: str) -> 
     count, seconds = section.pick((60, 1.2), (3, 0.3))
     alone = exporter.call("steps", work=work, priority="plain", count=count)
     found: dict[str, Any] = {"alone": alone["step_ms"], "alone_p95": alone["step_ms_p95"]}
-    for programs in (8, 16, 20, 24, 32):
+    for programs in (16, 18, 20):
         importer.send("gather_for", peer="exporter", programs=programs, seconds=seconds)
         time.sleep(0.1)
         beside = exporter.call("steps", work=work, priority="plain", count=count)

@@ -22,10 +22,11 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The programs of a gather, few: uncapped, one slowed a copy beside it 4.3 times. 20 read at 98 % of its rate and
-    slow decodes on the GPU that reads by 10 %, 16 by 6 % at 95 % of it (two H100, bench/results/kv-gpu.json)."""
+    """The programs of a gather, few: uncapped, one slowed a copy beside it 4.3 times. 18 read 334 GB/s and more of 370
+    and slow decodes on the GPU that reads by 8 %; 20 slow them by 10, 16 read as little as 310 where blocks are no
+    power of two (two H200, bench/results/kv-gpu.json)."""
 
-    programs: int = 20
+    programs: int = 18
     tile_bytes: int = 32_768
     """What one program has in flight."""
     warps: int = 16
