@@ -14,7 +14,10 @@ class OutboxFull(Exception):
 
 
 class Outbox(Generic[Message]):
-    """Messages on their way to one peer. Putting never waits; a peer that lags is cut off."""
+    """Messages on their way to one peer. Putting never waits; a peer that lags is cut off.
+
+    Close it whenever its stream is over: gRPC's task that drains it outlives a call that the peer ended.
+    """
 
     def __init__(self, limit: int = 65_536) -> None:
         self._queue: asyncio.Queue[Message | None] = asyncio.Queue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import grpc.aio
 import structlog
@@ -70,33 +71,44 @@ class Feeds:
             await asyncio.sleep(backoff.next_s())
 
     async def _talk(self, worker: WorkerKey, address: str, backoff: Backoff) -> None:
-        board = self._board
         outbox: Outbox[token_feed_pb2.TokenFeedRequest] = Outbox()
         hello = token_feed_pb2.FeedHello(
-            router_id=board.core.router_id, protocol_version=PROTOCOL_VERSION, expected=worker.proto()
+            router_id=self._board.core.router_id, protocol_version=PROTOCOL_VERSION, expected=worker.proto()
         )
         outbox.put(token_feed_pb2.TokenFeedRequest(hello=hello))
         async with open_channel(address) as channel:
             call = worker_service_pb2_grpc.WorkerServiceStub(channel).TokenFeed(aiter(outbox))
-            messages = aiter(call)
             try:
-                async with asyncio.timeout(WELCOME_TIMEOUT_S):
-                    first = await anext(messages, None)
-            except TimeoutError:
-                return
-            if first is None or not first.HasField("welcome"):
-                return
-            if WorkerKey.of(first.welcome.identity) != worker:
-                raise ValueError(f"{address} is worker {WorkerKey.of(first.welcome.identity)}")
-            self._outboxes[worker] = outbox
-            backoff.succeeded()
-            try:
-                board.apply(board.core.feed_opened(worker, board.clock.now_us()))
-                async for message in messages:
-                    board.apply(board.core.feed_message(worker, message, board.clock.now_us()))
+                await self._listen(worker, address, aiter(call), outbox, backoff)
             finally:
-                if self._outboxes.get(worker) is outbox:
-                    del self._outboxes[worker]
-                    board.apply(board.core.feed_closed(worker, board.clock.now_us()))
                 outbox.close()
                 call.cancel()
+
+    async def _listen(
+        self,
+        worker: WorkerKey,
+        address: str,
+        messages: AsyncIterator[token_feed_pb2.TokenFeedResponse],
+        outbox: Outbox[token_feed_pb2.TokenFeedRequest],
+        backoff: Backoff,
+    ) -> None:
+        board = self._board
+        try:
+            async with asyncio.timeout(WELCOME_TIMEOUT_S):
+                first = await anext(messages, None)
+        except TimeoutError:
+            return
+        if first is None or not first.HasField("welcome"):
+            return
+        if WorkerKey.of(first.welcome.identity) != worker:
+            raise ValueError(f"{address} is worker {WorkerKey.of(first.welcome.identity)}")
+        self._outboxes[worker] = outbox
+        backoff.succeeded()
+        try:
+            board.apply(board.core.feed_opened(worker, board.clock.now_us()))
+            async for message in messages:
+                board.apply(board.core.feed_message(worker, message, board.clock.now_us()))
+        finally:
+            if self._outboxes.get(worker) is outbox:
+                del self._outboxes[worker]
+                board.apply(board.core.feed_closed(worker, board.clock.now_us()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 import grpc.aio
 import structlog
@@ -79,47 +79,59 @@ class SchedulerLink:
 
     async def _talk(self, address: str, backoff: Backoff) -> str:
         """One session, from hello to its end. Returns the leader's address where this one does not lead."""
-        board = self._board
+        core = self._board.core
         outbox: Outbox[router_session_pb2.RouterSessionRequest] = Outbox()
         hello = router_session_pb2.RouterHello(
-            router_id=board.core.router_id,
-            incarnation=board.core.incarnation,
+            router_id=core.router_id,
+            incarnation=core.incarnation,
             protocol_version=PROTOCOL_VERSION,
-            highest_fence=board.core.highest_fence,
+            highest_fence=core.highest_fence,
         )
         outbox.put(router_session_pb2.RouterSessionRequest(hello=hello))
         async with open_channel(address) as channel:
             stub = scheduler_service_pb2_grpc.SchedulerServiceStub(channel)
             call = stub.RouterSession(aiter(outbox))
-            messages = aiter(call)
             try:
-                async with asyncio.timeout(HELLO_TIMEOUT_S):
-                    first = await anext(messages, None)
-            except TimeoutError:
-                log.info("scheduler does not answer", address=address)
-                return ""
-            if first is None:
-                return ""
-            if first.HasField("not_leader"):
-                leader = first.not_leader.leader_address
-                return leader if leader != address else ""
-            if not first.HasField("welcome") or first.epoch < board.core.highest_fence.epoch:
-                return ""
-            board.apply(board.core.scheduler_message(first, board.clock.now_us()))
-            self._outbox, self._stub = outbox, stub
-            backoff.succeeded()
-            log.info("scheduler session open", address=address, epoch=first.epoch)
-            try:
-                board.apply(board.core.scheduler_opened(board.clock.now_us()))
-                async for message in messages:
-                    board.apply(board.core.scheduler_message(message, board.clock.now_us()))
-                    if message.HasField("placed"):
-                        self._faults.passed("placed")
+                return await self._listen(address, aiter(call), outbox, stub, backoff)
             finally:
-                self._outbox = self._stub = None
                 outbox.close()
                 call.cancel()
-                board.apply(board.core.scheduler_closed(board.clock.now_us()))
+
+    async def _listen(
+        self,
+        address: str,
+        messages: AsyncIterator[router_session_pb2.RouterSessionResponse],
+        outbox: Outbox[router_session_pb2.RouterSessionRequest],
+        stub: scheduler_service_pb2_grpc.SchedulerServiceAsyncStub,
+        backoff: Backoff,
+    ) -> str:
+        board = self._board
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                first = await anext(messages, None)
+        except TimeoutError:
+            log.info("scheduler does not answer", address=address)
+            return ""
+        if first is None:
+            return ""
+        if first.HasField("not_leader"):
+            leader = first.not_leader.leader_address
+            return leader if leader != address else ""
+        if not first.HasField("welcome") or first.epoch < board.core.highest_fence.epoch:
+            return ""
+        board.apply(board.core.scheduler_message(first, board.clock.now_us()))
+        self._outbox, self._stub = outbox, stub
+        backoff.succeeded()
+        log.info("scheduler session open", address=address, epoch=first.epoch)
+        try:
+            board.apply(board.core.scheduler_opened(board.clock.now_us()))
+            async for message in messages:
+                board.apply(board.core.scheduler_message(message, board.clock.now_us()))
+                if message.HasField("placed"):
+                    self._faults.passed("placed")
+        finally:
+            self._outbox = self._stub = None
+            board.apply(board.core.scheduler_closed(board.clock.now_us()))
         return ""
 
     async def close(self) -> None:
