@@ -1,16 +1,15 @@
-"""One request: who owns which index of its output, what the scheduler owes it, and when to ask again."""
+"""One request: its place at the scheduler, its tokens from the workers, and when to ask again."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.router.v1 import inference_service_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
-from hyperflexis_common.attempt import NO_ATTEMPT, Attempt
+from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.tokens import TOKEN_BYTES, extend_crc
 from hyperflexis_router.core import endings, messages
+from hyperflexis_router.core.attempts import Attempts
 from hyperflexis_router.core.effects import Committed, Effect, Ended, Noticed
 from hyperflexis_router.core.feed import Entry, Feed
 from hyperflexis_router.core.logprobs import Logprobs
@@ -18,13 +17,6 @@ from hyperflexis_router.core.output import Output
 from hyperflexis_router.core.session import SchedulerSession
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
 from hyperflexis_router.core.timing import RouterTiming
-
-
-class Older(NamedTuple):
-    """The attempt before the current one, while it still owns [next_index, current's first index)."""
-
-    attempt: Attempt
-    feed: Feed
 
 
 class Request:
@@ -37,12 +29,7 @@ class Request:
         self.ended = False
         self.may_run_on = False
         """It ended here: its worker and the scheduler must be told to stop."""
-        self.attempt = NO_ATTEMPT
-        self.attempts = 0
-        self.feed: Feed | None = None
-        """Where the current attempt delivers; None while there is none, or it is dead."""
-        self._older: Older | None = None
-        self._owned_from = 0
+        self.attempts = Attempts(new.request_id)
         self._failed = False
         self._answered = False
         self._finish: token_feed_pb2.AttemptFinished | None = None
@@ -61,7 +48,7 @@ class Request:
         """Asks for a place, or for another one; without a session, the next one will bring it."""
         if not self._session.open:
             return
-        last = self.attempt if self.attempt != NO_ATTEMPT else None
+        last = self.attempts.current if self.attempts.count else None
         message = messages.submit(
             self.new, self._hashes, self.output.next_index, self._submitted, last, self._failed, now_us
         )
@@ -74,29 +61,21 @@ class Request:
     ) -> None:
         """A grant, new or repeated."""
         self._answer_due_us = 0
-        if attempt < self.attempt:
+        attempts, next_index = self.attempts, self.output.next_index
+        if attempt < attempts.current:
             return
-        if attempt == self.attempt:
-            if self.feed is None:
+        if attempt == attempts.current:
+            if attempts.feed is None:
                 # The scheduler believes in an attempt that is dead here: it must grant another.
                 self._failed = True
                 self.submit(now_us, out)
             elif not self._answered and not started:
                 self._start(now_us, out)
             return
-        next_index = self.output.next_index
-        if self.feed is not None and base_index > next_index:
-            self._older = Older(self.attempt, self.feed)
-            self._owned_from = base_index
-        else:
-            if self.feed is not None:
-                self.feed.leave(self.request_id)
-            self._owned_from = next_index
+        if not attempts.replace(attempt, feed, base_index, next_index):
             self.output.forget_held()
-        if self.attempt != NO_ATTEMPT:
+        if attempts.count > 1:
             self._notice(inference_service_pb2.Notice.KIND_REPLACED, f"goes on at token {next_index} elsewhere", out)
-        self.attempt, self.feed = attempt, feed
-        self.attempts += 1
         self._failed, self._answered, self._finish, self._asked_index = False, started, None, -1
         self._quiet_since_us = self._progress_us = now_us
         feed.users[self.request_id] = self
@@ -116,11 +95,11 @@ class Request:
         out.append(Noticed(self.request_id, messages.best_effort(message)))
 
     def refused(self, message: router_session_pb2.Refused, out: list[Effect]) -> None:
-        self._end(endings.refused(message, self.output.next_index, self.attempts), out)
+        self._end(endings.refused(message, self.output.next_index, self.attempts.count), out)
 
     def lost(self, attempt: Attempt, now_us: int, out: list[Effect]) -> None:
         """The scheduler says that an attempt is over: the current one, or one whose Placed never came."""
-        if attempt > self.attempt or (attempt == self.attempt and self.feed is not None):
+        if attempt > self.attempts.current or self.attempts.alive(attempt):
             self._abandon(now_us)
             self.submit(now_us, out)
 
@@ -136,17 +115,16 @@ class Request:
             self.end_here(sampling_pb2.FINISH_REASON_LENGTH, "", out)
             return
         self._quiet_since_us = self._progress_us = now_us
-        if self._older and output.next_index >= self._owned_from:
-            self._drop_older(now_us, out)
+        self.attempts.reached(output.next_index)
         self.submit(now_us, out)
-        if self.feed is not None and self._answered:
+        if self.attempts.feed is not None and self._answered:
             self._subscribe(now_us, out)
 
     # --- the feeds ---
 
     def feed_opened(self, feed: Feed, now_us: int, out: list[Effect]) -> None:
         """A feed that this request uses can be written to."""
-        if self.feed is feed and feed.open:
+        if self.attempts.feed is feed and feed.open:
             self._quiet_since_us = now_us
             if self._answered:
                 self._subscribe(now_us, out)
@@ -154,14 +132,15 @@ class Request:
                 self._start(now_us, out)
 
     def feed_closed(self, feed: Feed, now_us: int, out: list[Effect]) -> None:
-        if self._older and self._older.feed is feed:
+        older = self.attempts.older
+        if older is not None and older.feed is feed:
             self._drop_older(now_us, out)
-        if self.feed is feed:
+        if self.attempts.feed is feed:
             self._quiet_since_us = now_us
 
     def bound(self, attempt: Attempt) -> None:
         """The worker has this attempt's Start."""
-        if attempt == self.attempt:
+        if attempt == self.attempts.current:
             self._answered = True
 
     def tokens(self, entry: Entry, now_us: int, out: list[Effect]) -> None:
@@ -177,7 +156,7 @@ class Request:
         self, attempt: Attempt, finish: token_feed_pb2.AttemptFinished, now_us: int, out: list[Effect]
     ) -> None:
         """The worker's last word on an attempt; it counts once every token before it is here."""
-        if attempt != self.attempt or self.feed is None:
+        if not self.attempts.alive(attempt):
             return
         if finish.reason in (sampling_pb2.FINISH_REASON_CANCELLED, sampling_pb2.FINISH_REASON_UNSPECIFIED):
             # Nobody here cancelled it, so the worker gave it up: the request goes on elsewhere.
@@ -189,30 +168,30 @@ class Request:
 
     def gone(self, attempt: Attempt, now_us: int, out: list[Effect]) -> None:
         """The worker cannot deliver this attempt."""
-        if self._older and attempt == self._older.attempt:
+        older = self.attempts.older
+        if older is not None and attempt == older.attempt:
             self._drop_older(now_us, out)
-        elif attempt == self.attempt and self.feed is not None:
+        elif self.attempts.alive(attempt):
             self.give_up(now_us, out)
 
     # --- time, and ends that begin here ---
 
     def tick(self, now_us: int, out: list[Effect]) -> None:
-        timing = self._timing
+        timing, feed = self._timing, self.attempts.feed
         if self._answer_due_us and now_us >= self._answer_due_us:
             self.submit(now_us, out)
-        if self.feed is None:
+        if feed is None:
             since = max(self._placeless_since_us, self._session.closed_since_us)
             if not self._session.open and now_us - since >= timing.no_scheduler_us:
                 waited_us, made = timing.no_scheduler_us, self.output.next_index
-                self._end(endings.no_scheduler(self.request_id, waited_us, made, self.attempts), out)
-        elif not self.feed.open:
+                self._end(endings.no_scheduler(self.request_id, waited_us, made, self.attempts.count), out)
+        elif not feed.open:
             if now_us - self._quiet_since_us >= timing.feed_down_us:
                 self.give_up(now_us, out)
         elif (self.output.waiting or self._finish) and now_us - self._progress_us >= timing.stuck_us:
             self.give_up(now_us, out)
         elif now_us - self._quiet_since_us >= timing.quiet_us:
-            if self._older:
-                self._drop_older(now_us, out)
+            self.attempts.drop_older(self.output.next_index)
             self._subscribe(now_us, out)
 
     def session_closed(self) -> None:
@@ -227,16 +206,8 @@ class Request:
     def end_here(self, reason: sampling_pb2.FinishReason.ValueType, message: str, out: list[Effect]) -> None:
         """The router itself ends the request."""
         self.may_run_on = True
-        ended = Ended(self.request_id, reason, message, output_tokens=self.output.next_index, attempts=self.attempts)
-        self._end(ended, out)
-
-    def leave_feeds(self) -> list[Feed]:
-        """Stops listening; returns the feeds whose workers may hold something of this request."""
-        feeds = [feed for feed in (self._older.feed if self._older else None, self.feed) if feed is not None]
-        self._older = self.feed = None
-        for feed in feeds:
-            feed.leave(self.request_id)
-        return feeds
+        made, attempts = self.output.next_index, self.attempts.count
+        self._end(Ended(self.request_id, reason, message, output_tokens=made, attempts=attempts), out)
 
     # --- inside ---
 
@@ -251,44 +222,40 @@ class Request:
         out: list[Effect],
     ) -> None:
         output = self.output
-        until = None
-        if attempt == self.attempt and self.feed is not None:
-            if self._older and start < self._owned_from:
-                packed = packed[(self._owned_from - start) * TOKEN_BYTES :]
-                logprobs = logprobs[self._owned_from - start :]
-                start = self._owned_from
-        elif self._older and attempt == self._older.attempt:
-            until = self._owned_from
-        else:
+        owned = self.attempts.owned_by(attempt)
+        if owned is None:
             return
+        if start < owned.begin:
+            packed, logprobs = packed[(owned.begin - start) * TOKEN_BYTES :], logprobs[owned.begin - start :]
+            start = owned.begin
         end = start + len(packed) // TOKEN_BYTES
         first = output.next_index
-        if end <= first or (until is not None and start >= until):
+        if end <= first or (owned.end is not None and start >= owned.end):
             return
         if start > first:
             output.hold(attempt, start, packed, crc, logprobs)
             if self._asked_index != first:
                 self._subscribe(now_us, out)
             return
-        fresh = output.take(start, packed, crc, until) if end <= self.new.max_tokens else None
+        fresh = output.take(start, packed, crc, owned.end) if end <= self.new.max_tokens else None
         if fresh is None:
             self.give_up(now_us, out)
             return
         self._quiet_since_us = self._progress_us = now_us
         out.append(Committed(self.request_id, first, fresh, logprobs[first - start : output.next_index - start]))
-        if self._older and output.next_index >= self._owned_from:
-            self._drop_older(now_us, out)
+        self.attempts.reached(output.next_index)
 
     def _start(self, now_us: int, out: list[Effect]) -> None:
-        assert self.feed is not None
+        attempts = self.attempts
+        assert attempts.feed is not None
         self._quiet_since_us = now_us
-        self.feed.send(messages.start(self.new, self.attempt, bytes(self.output.packed), now_us), out)
+        attempts.feed.send(messages.start(self.new, attempts.current, bytes(self.output.packed), now_us), out)
 
     def _subscribe(self, now_us: int, out: list[Effect]) -> None:
         """Asks the owner of next_index for it and what follows."""
         self._quiet_since_us = now_us
         self._asked_index = self.output.next_index
-        owner = self._older or (Older(self.attempt, self.feed) if self.feed else None)
+        owner = self.attempts.owner()
         if owner is not None:
             owner.feed.send(messages.subscribe(self.request_id, owner.attempt, self.output.next_index), out)
 
@@ -297,7 +264,7 @@ class Request:
         assert finish is not None
         if finish.reason == sampling_pb2.FINISH_REASON_ERROR:
             self.output.forget_held()
-            self._end(endings.finished(self.request_id, finish, self.output.next_index, self.attempts), out)
+            self._end(endings.finished(self.request_id, finish, self.output.next_index, self.attempts.count), out)
             return
         if self.output.next_index < finish.output_tokens:
             if self._asked_index != self.output.next_index:
@@ -306,7 +273,7 @@ class Request:
         if self.output.next_index > finish.output_tokens or self.output.crc != finish.crc:
             self.give_up(now_us, out)
             return
-        self._end(endings.finished(self.request_id, finish, self.output.next_index, self.attempts), out)
+        self._end(endings.finished(self.request_id, finish, self.output.next_index, self.attempts.count), out)
 
     def _end(self, ended: Ended, out: list[Effect]) -> None:
         self.ended = True
@@ -314,19 +281,13 @@ class Request:
 
     def _abandon(self, now_us: int) -> None:
         """The current attempt is dead from next_index on; so is whatever an older one still owed."""
-        self.leave_feeds()
+        self.attempts.leave()
         self._finish = None
         self._placeless_since_us = now_us
         self.output.forget_held()
 
     def _drop_older(self, now_us: int, out: list[Effect]) -> None:
-        """The older attempt is done or gone: the current one owns from next_index on."""
-        assert self._older is not None
-        older, self._older = self._older, None
-        if older.feed is not self.feed:
-            older.feed.leave(self.request_id)
-        if self.output.next_index < self._owned_from:
-            self._owned_from = self.output.next_index
+        if self.attempts.drop_older(self.output.next_index):
             self._subscribe(now_us, out)
 
     def _notice(self, kind: inference_service_pb2.Notice.Kind.ValueType, message: str, out: list[Effect]) -> None:

@@ -50,9 +50,9 @@ class RouterCore:
     def placement(self, request_id: str) -> tuple[Attempt, WorkerKey] | None:
         """Where a request runs; None while it has no living attempt."""
         request = self._requests.get(request_id)
-        if request is None or request.feed is None:
+        if request is None or request.attempts.feed is None:
             return None
-        return request.attempt, request.feed.worker
+        return request.attempts.current, request.attempts.feed.worker
 
     # --- the client's side ---
 
@@ -98,7 +98,7 @@ class RouterCore:
         self._unconfirmed.pop(request_id, None)
         request = self._requests.pop(request_id, None)
         if request is not None:
-            request.leave_feeds()
+            request.attempts.leave()
         return []
 
     def cancel_elsewhere(self, request_id: str, now_us: int) -> list[Effect]:
@@ -275,7 +275,7 @@ class RouterCore:
     def _settle(self, request: Request, out: list[Effect]) -> None:
         """An ended request leaves; its worker and the scheduler hear of it."""
         del self._requests[request.request_id]
-        feeds = request.leave_feeds()
+        feeds = request.attempts.leave()
         if request.may_run_on:
             for feed in feeds:
                 feed.send_closed(request.request_id, out)
