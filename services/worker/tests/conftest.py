@@ -1,10 +1,11 @@
-"""A scheduler that records, and a worker of an engine process that has registered with it."""
+"""A scheduler that records, a worker of an engine process that has registered with it, a core that requests come to."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import pytest
+from arrival_rig import Target
 from prometheus_client import CollectorRegistry
 from worker_process_rig import FakeScheduler, eventually, worker_settings
 
@@ -26,3 +27,8 @@ async def worker(scheduler: FakeScheduler) -> AsyncIterator[Worker]:
     await eventually(lambda: scheduler.sessions)
     yield worker
     await worker.close()
+
+
+@pytest.fixture
+def target() -> Target:
+    return Target()

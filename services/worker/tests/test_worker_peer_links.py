@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from arrival_rig import Target
+from worker_rig import SECOND
+
 from hyperflexis.common.v1 import movement_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis.worker.v1 import worker_service_pb2 as svc
+from hyperflexis_worker.core import move_event
 from hyperflexis_worker.core.effects import AskLink, Effect, LinkEngine
 from hyperflexis_worker.core.peer_links import PeerLinks
 
@@ -58,3 +63,24 @@ def test_one_that_is_lost_is_asked_for_anew() -> None:
     links.up()
     assert links.told == ["", ""]
     assert sum(isinstance(effect, AskLink) for effect in links.effects) == 2
+
+
+def test_one_is_made_when_told_and_reported(target: Target) -> None:
+    peer = movement_pb2.WorkerRef(worker_id="w0", incarnation=7, address="w0:1")
+    target.rig.command(link=ws.LinkPeer(peer=peer))
+    target.link()
+    target.linked()
+    target.rig.pass_time(SECOND)
+    (link,) = target.rig.reports()[-1].links
+    assert (link.peer.worker_id, link.transport) == ("w0", "nixl")
+    target.rig.command(link=ws.LinkPeer(peer=peer, unlink=True))
+    target.rig.pass_time(SECOND)
+    assert not target.rig.reports()[-1].links
+
+
+def test_one_that_cannot_be_made_is_reported_too(target: Target) -> None:
+    target.rig.command(link=ws.LinkPeer(peer=movement_pb2.WorkerRef(worker_id="w0", address="w0:1")))
+    target.tell(move_event.PeerLinked(target.one(AskLink).number, None, "source_unavailable"))
+    target.rig.pass_time(SECOND)
+    (link,) = target.rig.reports()[-1].links
+    assert (link.transport, link.error) == ("", "source_unavailable")
