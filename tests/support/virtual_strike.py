@@ -30,6 +30,9 @@ class Strike:
         self.cell.time.after(self.chance.randrange(low_us, high_us), partial(then, self))
 
 
+Fault = Callable[[Strike], bool]
+"""True = it has landed; what lands later, if at all, says so itself."""
+
 # --- whom to hit -----------------------------------------------------------------------------------------
 
 
