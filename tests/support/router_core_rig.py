@@ -13,7 +13,7 @@ from hyperflexis_common.tokens import extend_crc, pack, unpack
 from hyperflexis_router.core.effects import Committed, Effect, Ended, ToFeed, ToScheduler
 from hyperflexis_router.core.submission import NewRequest, ResumedRequest
 
-A, B = WorkerKey("a", 1), WorkerKey("b", 2)
+A, B, C = WorkerKey("a", 1), WorkerKey("b", 2), WorkerKey("c", 3)
 SECOND = 1_000_000
 OUTPUT = [10, 11, 12, 13, 14, 15]
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 from router_core_rig import (
     OUTPUT,
     SECOND,
     A,
     B,
+    C,
     bind,
     committed,
     ended,
@@ -77,6 +79,20 @@ def test_a_dead_older_attempt_leaves_its_part_to_the_new_one(running: RouterCore
     assert worker == B and isinstance(subscribe, feed_pb2.Subscribe) and subscribe.next_index == 2
     running.feed_message(B, bind(0, 2), 0)
     assert committed(running.feed_message(B, step(0, 2, OUTPUT[2:6]), 0)) == OUTPUT[2:6]
+
+
+@pytest.mark.parametrize("base", [2, 6])
+def test_of_three_attempts_the_first_is_dead(running: RouterCore, base: int) -> None:
+    """It still owed tokens to the second one when the third came: the third or the second is asked for them now."""
+    running.scheduler_message(placed(2, B, base=4, started=True), 0)
+    third = placed(3, C, base=base, started=True)
+    third.placed.worker_address = "c:1"
+    running.scheduler_message(third, 0)
+    [(worker, _)] = to_feed(running.feed_opened(C, 0), "subscribe")
+    assert worker == (C if base == 2 else B)
+    assert committed(running.feed_message(A, step(0, 2, OUTPUT[2:4]), 0)) == []
+    running.cancel("r", 0)
+    assert not any(feed.users for feed in running._feeds.values())
 
 
 def test_a_later_index_waits_and_an_earlier_one_is_dropped(running: RouterCore) -> None:

@@ -56,6 +56,7 @@ class Attempts:
 
     def replace(self, attempt: Attempt, feed: Feed, base_index: int, next_index: int) -> bool:
         """A later one is current. True where the one before lives and still owes what lies below `base_index`."""
+        self.drop_older(next_index)
         owes = self.feed is not None and base_index > next_index
         if self.feed is not None:
             if owes:
