@@ -70,7 +70,7 @@ def test_every_name_is_its_policy_again(scheduler: str, worker: str) -> None:
     "name", ["", "fcfs", "round_robin", "fcfs+round_robin", "round_robin+fcfs+edf", "hyperflexis+"]
 )
 def test_what_is_no_policy_is_told_what_there_is(name: str) -> None:
-    with pytest.raises(PolicyError, match=r"scheduler: hyperflexis, round_robin.*worker: hyperflexis, fcfs"):
+    with pytest.raises(PolicyError, match=r"scheduler: hyperflexis, round_robin.*worker: hyperflexis, admission, fcfs"):
         Policy.parse(name)
 
 

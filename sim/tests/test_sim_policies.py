@@ -18,6 +18,10 @@ TIERS = {"chat": (5e5, 5e4, 1_500, 150), "code": (5e5, 3e4, 130, 50), "summarise
 NAMES = {
     "hyperflexis",
     "round_robin+hyperflexis",
+    "hyperflexis+admission512",
+    "hyperflexis+admission1024",
+    "hyperflexis+admission2048",
+    "hyperflexis+admission8192",
     "round_robin+fcfs2048",
     "round_robin+fcfs512",
     "least_requests+fcfs2048",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SCHEDULER_POLICIES = ("hyperflexis", "round_robin", "least_requests", "jsq")
-WORKER_POLICIES = ("hyperflexis", "fcfs", "edf", "scorpio")
+WORKER_POLICIES = ("hyperflexis", "admission", "fcfs", "edf", "scorpio")
 """As scheduler.policy and worker.policy of the settings have them."""
 OURS = "hyperflexis"
 

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS, StepTimeModel
+from hyperflexis_worker.core.admission_policy import AdmissionPolicy
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
@@ -29,6 +30,8 @@ HOUR_US = 3_600_000_000
 def policy(kind: str, budget: int, limit: int, lengths: OutputLengths) -> StepPolicy:
     if kind == "slo":
         return SloPolicy(MODEL, budget, limit, lengths)
+    if kind == "admission":
+        return AdmissionPolicy(MODEL, budget, limit, lengths)
     if kind == "scorpio":
         return ScorpioPolicy(MODEL, budget, limit, lengths)
     return ChunkedPolicy(MODEL, budget, limit, kind)
@@ -62,7 +65,7 @@ class Engine(RuleBasedStateMachine):
         block_tokens=st.integers(1, 5),
         budget=st.integers(1, 40),
         limit=st.integers(1, 5),
-        kind=st.sampled_from(["slo", "slo", "slo", "scorpio", "fcfs", "edf", "srpf"]),
+        kind=st.sampled_from(["slo", "slo", "slo", "admission", "admission", "scorpio", "fcfs", "edf", "srpf"]),
         prefix_cache=st.booleans(),
         foreseen=st.booleans(),
     )

@@ -24,15 +24,20 @@ from hyperflexis_sim.dispatch_baselines import DynamoKvCost, LlmdDefault, LlmdHe
 from hyperflexis_sim.plans import plan_of
 from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
+from hyperflexis_worker.core.admission_policy import AdmissionPolicy
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
 from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
 from hyperflexis_worker.core.step_policy import StepPolicy
 from hyperflexis_worker.core.worth import Worth, WorthRules
 
+_OURS = "hyperflexis"
 SEQUENCES = 256
 STEP_TOKENS = 512
 """Of the baselines that bound a step by tokens, unless their name says otherwise."""
+
+ADMISSION_TOKENS = (512, 1024, 2048, 8192)
+"""In a step of an engine that fills them itself: as it is configured."""
 
 Dispatch = Callable[[int], DispatchPolicy]
 """Makes a dispatcher of a seed."""
@@ -57,6 +62,10 @@ def _chunked(max_tokens: int, order: str = "fcfs") -> Step:
 
 def _hyperflexis(rules: SloRules | None = None, worth: WorthRules | None = None) -> Step:
     return lambda model: SloPolicy(model, max_tokens=8192, max_sequences=512, worth=Worth(worth), rules=rules)
+
+
+def _admission(tokens: int, rules: SloRules | None = None, worth: WorthRules | None = None) -> Step:
+    return lambda model: AdmissionPolicy(model, tokens, max_sequences=512, worth=Worth(worth), rules=rules)
 
 
 def _scorpio(model: StepTimeModel) -> StepPolicy:
@@ -91,6 +100,15 @@ POLICIES = {
         lambda seed: EarliestFirstToken(), _hyperflexis(), True, "earliest first token, then steps by slack and worth"
     ),
     "round_robin+hyperflexis": Policy(_round_robin, _hyperflexis(), True, "round robin in front of our steps"),
+    **{
+        f"{_OURS}+admission{tokens}": Policy(
+            lambda seed: EarliestFirstToken(),
+            _admission(tokens),
+            True,
+            f"ours, for engines that fill steps of {tokens:,} tokens themselves",
+        )
+        for tokens in ADMISSION_TOKENS
+    },
     "round_robin+fcfs2048": Policy(_round_robin, _FCFS2048, False, "round robin in front of vLLM v1's default"),
     "round_robin+fcfs512": Policy(_round_robin, _FCFS512, False, "round robin in front of Sarathi-Serve"),
     "least_requests+fcfs2048": Policy(
@@ -138,8 +156,7 @@ def policy_of(name: str, worth: WorthRules | None = None) -> Policy:
     policy = _collocated(name, worth)
     if not at:
         return policy
-    ours = name.split(":")[0].endswith("hyperflexis")
-    return replace(policy, plan=plan_of(roles, None if ours else SEQUENCES))
+    return replace(policy, plan=plan_of(roles, None if _OURS in name else SEQUENCES))
 
 
 def _collocated(name: str, worth: WorthRules | None) -> Policy:
@@ -148,11 +165,13 @@ def _collocated(name: str, worth: WorthRules | None) -> Policy:
         policy = POLICIES[name]
     except KeyError:
         raise ValueError(f"unknown policy {name!r}; known: {', '.join(POLICIES)}") from None
-    if not name.endswith("hyperflexis") and not changes:
+    if _OURS not in name and not changes:
         return policy
-    if not name.endswith("hyperflexis"):
-        raise ValueError(f"{name!r} has no rules to change; only hyperflexis and round_robin+hyperflexis have")
-    return replace(policy, step=_hyperflexis(SloRules(**dict(map(_rule, changes))), worth))
+    if _OURS not in name:
+        raise ValueError(f"{name!r} has no rules to change; only those with {_OURS} have")
+    rules = SloRules(**dict(map(_rule, changes)))
+    _, own, tokens = name.partition("+admission")
+    return replace(policy, step=_admission(int(tokens), rules, worth) if own else _hyperflexis(rules, worth))
 
 
 def _rule(change: str) -> tuple[str, Any]:

@@ -48,11 +48,13 @@ class WorkerSettings(ServiceSettings):
     """Tokens in one step at most: the prefill chunk budget."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Requests in one step at most."""
-    policy: Literal["hyperflexis", "fcfs", "edf", "scorpio"] = "hyperflexis"
+    policy: Literal["hyperflexis", "admission", "fcfs", "edf", "scorpio"] = "hyperflexis"
     """What a step does. hyperflexis: chunks by the decodes' slack, requests that cannot be on time are given up
-    (docs/scheduling.md); fcfs, edf: max_num_tokens a step, by arrival or by deadline; scorpio: that paper's."""
+    (docs/scheduling.md); admission: the same for engines that fill steps of max_num_tokens themselves, where only
+    who is handed to them can be decided, and when; fcfs, edf: max_num_tokens a step, by arrival or by deadline;
+    scorpio: that paper's."""
     long_prompt_tokens: int = Field(default=0, ge=0)
-    """Policy hyperflexis: prompts of at least so many tokens share the reserve below; 0 = no reserve."""
+    """hyperflexis, admission: prompts of at least so many tokens share the reserve below; 0 = no reserve."""
     long_prompt_share: float = Field(default=0.0, ge=0, le=1)
     """Of prefill time, what is kept for them while they wait: counted one by one, the long are given up first."""
     profile: str = "cpu/tiny/tp1"

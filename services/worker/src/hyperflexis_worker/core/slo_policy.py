@@ -130,13 +130,19 @@ class SloPolicy:
         if not decodes.count:
             return rules.longest_us
         tightest_us = float(decodes.tpot_us.min())
-        slack_us = min(float(decodes.due_us.min()), float(decodes.pause_end_us.min())) - now_us
-        margin_us = min(rules.margin_us, 0.1 * tightest_us)
-        within_us = min(slack_us * rules.slack_share - margin_us, rules.longest_us)
+        pause_us = (float(decodes.pause_end_us.min()) - now_us) * rules.slack_share - self._margin_us(decodes)
+        within_us = min(self._slack_us(now_us, decodes), pause_us, rules.longest_us)
         usual_us = rules.longest_share * tightest_us
         if within_us > usual_us and not self._hurried(now_us, usual_us, decodes, queue, key):
             within_us = usual_us
         return max(within_us, rules.floor_share * tightest_us)
+
+    def _slack_us(self, now_us: float, decodes: Decodes) -> float:
+        """What is trusted of the time until the first of them is late."""
+        return (float(decodes.due_us.min()) - now_us) * self.rules.slack_share - self._margin_us(decodes)
+
+    def _margin_us(self, decodes: Decodes) -> float:
+        return min(self.rules.margin_us, 0.1 * float(decodes.tpot_us.min()))
 
     def _hurried(self, now_us: float, step_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> bool:
         """Whether the next in order would be late by steps of this length, all of them its own."""

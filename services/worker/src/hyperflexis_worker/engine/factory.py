@@ -14,6 +14,7 @@ from hyperflexis_common.clock import Clock, SystemClock
 from hyperflexis_common.model_files import model_directory
 from hyperflexis_common.step_time import StepTimeModel, load_profile
 from hyperflexis_worker.config import WorkerSettings
+from hyperflexis_worker.core.admission_policy import AdmissionPolicy
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
@@ -51,6 +52,8 @@ def _planner(settings: WorkerSettings, model: StepTimeModel, lengths: OutputLeng
     match settings.policy:
         case "hyperflexis":
             return StepPlanner(SloPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
+        case "admission":
+            return StepPlanner(AdmissionPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
         case "scorpio":
             return StepPlanner(ScorpioPolicy(model, *limits, lengths), lengths)
         case order:

@@ -1,0 +1,88 @@
+"""Our rules for an engine that fills its steps itself: all that can be decided is who is handed to it, and when.
+
+Such an engine (TensorRT-LLM's own scheduler, vLLM's) runs all decodes and, first come first served, up to `max_tokens`
+of the prompts that it has. Once it has a prompt, decodes wait for all of it. So a prompt is held back until the
+decodes can afford the whole of it; what is given up, and whose turn it is, is decided as by SloPolicy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Waiting
+from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.step_policy import Chosen, Decodes, Room, StepChoice
+
+
+class AdmissionPolicy(SloPolicy):
+    """`max_tokens`: of a step, as the engine is configured. The engine never has more prompts than fill a step: those
+    held back can still be given up, moved, or overtaken."""
+
+    _credit_us = 0.0
+    """Slack that decodes would have if every step were due after SloRules.floor_share of the tightest TPOT and nobody
+    had been late before: a late decode must not freeze prefill."""
+
+    def stepped(
+        self, choice: StepChoice, decodes: Decodes, waiting_left: bool, predicted_us: float, took_us: float
+    ) -> None:
+        super().stepped(choice, decodes, waiting_left, predicted_us, took_us)
+        earned_us = self._floor_us(decodes) - took_us if waiting_left and decodes.count else 0.0
+        self._credit_us = max(self._credit_us + earned_us, 0.0) if waiting_left else 0.0
+
+    def _floor_us(self, decodes: Decodes) -> float:
+        return self.rules.floor_share * float(decodes.tpot_us.min())
+
+    def _budget_us(self, now_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> float:
+        return 0.0
+
+    def _fill(
+        self, now_us: float, key: Floats, decodes: Decodes, queue: PrefillQueue, room: Room, choice: StepChoice
+    ) -> None:
+        tokens, sequences = decodes.count, decodes.count
+        begun = np.flatnonzero((queue.computed > 0) & np.isfinite(key))
+        waiting_us = 0.0
+        """Of prefill that the engine has to do before anything else that it is handed."""
+        for at in begun[np.argsort(queue.arrival_us[begun])].tolist():
+            key[at] = np.inf
+            sequences += 1
+            request = queue.requests[at]
+            waiting_us += self.model.prefill_us(request.to_compute, request.computed)
+            if tokens < self._max_tokens:
+                tokens += self._take(request, room, tokens, choice)
+        while tokens < self._max_tokens and sequences < self._max_sequences:
+            at = int(key.argmin())
+            if key[at] == np.inf:
+                return
+            key[at] = np.inf
+            request = queue.requests[at]
+            if not self._affordable(now_us, request, waiting_us, decodes, choice):
+                return
+            taken = self._take(request, room, tokens, choice)
+            if taken:
+                tokens, sequences = tokens + taken, sequences + 1
+                waiting_us += self.model.prefill_us(request.to_compute, request.computed)
+
+    def _take(self, request: Waiting, room: Room, tokens: int, choice: StepChoice) -> int:
+        offer = room.offer(request)
+        if offer is None:
+            return 0
+        room.take(request)
+        chunk = min(offer.tokens, self._max_tokens - tokens)
+        choice.chunks.append(Chosen(request, chunk))
+        return chunk
+
+    def _affordable(
+        self, now_us: float, request: Waiting, waiting_us: float, decodes: Decodes, choice: StepChoice
+    ) -> bool:
+        """Whether the decodes keep their promises though the engine does all of this, and what it has, in its steps."""
+        if not decodes.count:
+            return True
+        prefill_us = waiting_us + self.model.prefill_us(request.to_compute, request.computed)
+        to_compute = request.to_compute + sum(chosen.request.to_compute for chosen in choice.chunks)
+        steps = math.ceil(to_compute / max(self._max_tokens - decodes.count, 1))
+        took_us = self._pace * (prefill_us + steps * self._fixed_us(decodes))
+        tpot_us, pause_us = float(decodes.tpot_us.min()), float(decodes.pause_end_us.min()) - now_us
+        in_time = took_us <= self._slack_us(now_us, decodes) + (steps - 1) * tpot_us and took_us / steps <= pause_us
+        return in_time or took_us <= self._credit_us + steps * self._floor_us(decodes)
