@@ -126,7 +126,7 @@ def _is(wanted: str, name: str) -> bool:
 
 def _others(policies: Sequence[str]) -> list[str]:
     """The baselines but these; ours behind another dispatcher is none."""
-    return [name for name in POLICIES if not name.endswith(OURS) and name not in policies]
+    return [name for name in POLICIES if OURS not in name and name not in policies]
 
 
 def _jobs(environment: Environment, loads: Sequence[float], policies: Sequence[str], seeds: int) -> list[Job]:

@@ -23,6 +23,7 @@ from slo_environments import PROFILES, Environment
 from hyperflexis_cli.load_plots import OURS
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.interval import half_width_95
+from hyperflexis_sim.policies import ADMISSION_TOKENS
 
 QOSERVE, SCORPIO = "jsq+qoserve", "jsq+scorpio"
 
@@ -75,6 +76,11 @@ ABLATIONS = [
     Variant("pace not measured", OURS + ":pace_rate=0"),
     Variant("told at the deadline, not after a tenth", OURS + ":patience=1"),
     Variant("round robin in front", "round_robin+" + OURS),
+    Variant("workers divided among the TPOTs", "tiers_apart+" + OURS),
+    *(
+        Variant(f"engines fill steps of {tokens:,} themselves", f"{OURS}+admission{tokens}")
+        for tokens in ADMISSION_TOKENS
+    ),
 ]
 
 DISTURBANCES = [

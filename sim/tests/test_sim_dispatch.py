@@ -27,6 +27,7 @@ from hyperflexis_sim.chance import Chance
 from hyperflexis_sim.dispatch_baselines import DynamoKvCost, LlmdDefault, LlmdHeadroom, PowerOfTwo
 from hyperflexis_sim.forecast import Forecast
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
+from hyperflexis_sim.tier_partition import TierPartition
 
 
 def loads_of(*workers: dict[int, float]) -> WorkerLoads:
@@ -180,3 +181,17 @@ def test_llumnix_takes_the_freest_that_passes():
     assert picks(LlumnixSlo(512), loads, ask(ttft_us=300e3)) == 0
     assert picks(LlumnixSlo(512), loads, ask(ttft_us=300e6)) == 2
     assert picks(LlumnixSlo(512), loads, ask(ttft_us=1.0)) == 2  # nobody passes: all are candidates
+
+
+def test_tiers_apart_have_workers_in_the_measure_of_their_work():
+    """A quarter of the work is tight: of four workers it has the first, and keeps it whatever waits there."""
+    policy, loads = TierPartition(), loads_of(*({} for _ in range(4)))
+    for _ in range(2_000):
+        for tokens, tpot_us in ((100, 30e3), (300, 150e3)):
+            picks(policy, loads, ask(tokens, tpot_us=tpot_us))
+    tight = {picks(policy, loads_of(queued(9_000.0), {}, {}, {}), ask(100, tpot_us=30e3)) for _ in range(20)}
+    loose = {picks(policy, loads_of({}, queued(n), queued(9.0), queued(9.0)), ask(300, tpot_us=150e3)) for n in (1, 99)}
+    assert tight <= {0, 1} and 0 not in loose
+    alone = TierPartition()
+    for idle in range(4):
+        assert picks(alone, loads_of(*({} if worker == idle else queued(9.0) for worker in range(4)))) == idle

@@ -18,6 +18,7 @@ TIERS = {"chat": (5e5, 5e4, 1_500, 150), "code": (5e5, 3e4, 130, 50), "summarise
 NAMES = {
     "hyperflexis",
     "round_robin+hyperflexis",
+    "tiers_apart+hyperflexis",
     "hyperflexis+admission512",
     "hyperflexis+admission1024",
     "hyperflexis+admission2048",
@@ -69,7 +70,7 @@ def test_the_registry_is_the_list():
 
 def test_an_unknown_name_is_answered_with_the_known():
     with pytest.raises(
-        ValueError, match=r"unknown policy 'fifo'; known: hyperflexis, round_robin\+hyperflexis, .*llumnix"
+        ValueError, match=r"unknown policy 'fifo'; known: hyperflexis, .*round_robin\+hyperflexis, .*llumnix"
     ):
         policy_of("fifo")
 

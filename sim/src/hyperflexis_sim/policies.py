@@ -24,6 +24,7 @@ from hyperflexis_sim.dispatch_baselines import DynamoKvCost, LlmdDefault, LlmdHe
 from hyperflexis_sim.plans import plan_of
 from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
+from hyperflexis_sim.tier_partition import TierPartition
 from hyperflexis_worker.core.admission_policy import AdmissionPolicy
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
@@ -98,6 +99,9 @@ _FCFS2048 = _chunked(2048)
 POLICIES = {
     "hyperflexis": Policy(
         lambda seed: EarliestFirstToken(), _hyperflexis(), True, "earliest first token, then steps by slack and worth"
+    ),
+    "tiers_apart+hyperflexis": Policy(
+        lambda seed: TierPartition(), _hyperflexis(), True, "workers divided among the TPOTs, in front of our steps"
     ),
     "round_robin+hyperflexis": Policy(_round_robin, _hyperflexis(), True, "round robin in front of our steps"),
     **{
