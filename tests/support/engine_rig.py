@@ -22,8 +22,9 @@ from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.__main__ import SETTINGS_VARIABLE
+from hyperflexis_worker.engine.command_socket import CommandSocket
 from hyperflexis_worker.engine.factory import BuiltEngine, build_engine
-from hyperflexis_worker.engine.loop import CommandSocket, EngineLoop
+from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.kv.mover_thread import MoverThread
 
 Frame = TypeVar("Frame", bound=frames.FromEngine)

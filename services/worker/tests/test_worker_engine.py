@@ -20,9 +20,10 @@ from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import frames
+from hyperflexis_worker.engine.command_socket import CommandSocket
 from hyperflexis_worker.engine.factory import build_engine
 from hyperflexis_worker.engine.handle import EngineHandle
-from hyperflexis_worker.engine.loop import CommandSocket, EngineLoop
+from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.modelled import reference_tokens
 
 MODEL = ModelSettings(name="m", vocab_size=1_000, context_length=512)

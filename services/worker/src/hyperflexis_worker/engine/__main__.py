@@ -14,9 +14,10 @@ import structlog
 from hyperflexis_common.clock import SystemClock
 from hyperflexis_common.logs import configure_logs
 from hyperflexis_worker.config import WorkerSettings
+from hyperflexis_worker.engine.command_socket import CommandSocket
 from hyperflexis_worker.engine.factory import build_engine
 from hyperflexis_worker.engine.frames import EngineFailed
-from hyperflexis_worker.engine.loop import CommandSocket, EngineLoop
+from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.engine.step_log import StepLog
 
 SETTINGS_VARIABLE = "HYPERFLEXIS_ENGINE_SETTINGS"
