@@ -21,6 +21,10 @@ from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.engine_report import EngineReport
 from hyperflexis_sim.load_ledger import LoadLedger
 from hyperflexis_sim.noise import MeasuredNoise, Noise
+from hyperflexis_sim.prefix_cache import PrefixCache
+from hyperflexis_sim.prefix_placement import PrefixPlacement
+from hyperflexis_sim.prefix_pulls import PrefixPulls
+from hyperflexis_sim.prefix_rules import PrefixRules
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.wires import WireRules
@@ -74,6 +78,9 @@ class Cluster:
     plan: Plan | None = None
     """Roles and moves of running requests; None = every request stays where it was prefilled."""
     wires: WireRules = WireRules()
+    prefixes: PrefixRules = PrefixRules()
+    caches: bool = False
+    """Workers keep prefixes. Of no use, but no harm, where requests name none."""
     leaves: Sequence[tuple[float, int]] = ()
     """(microseconds, worker): from then on nothing new goes there."""
 
@@ -104,6 +111,8 @@ class Cluster:
             self.moves = Disaggregation(
                 self.plan, self.engines, self.loads, self.lengths, self.wires, self.delays, self._later, self._renew
             )
+        pulls = PrefixPulls(self.engines, self.wires, self._later, self._renew) if self.prefixes.pull else None
+        self._placement = PrefixPlacement(self.dispatch, self.loads, self.engines, self.prefixes, pulls)
         for time_us, slot in self.leaves:
             self._at(time_us, self._leave, slot)
 
@@ -116,6 +125,7 @@ class Cluster:
             host_us=kind.host_us,
             reserve_growth=self.reserve_growth,
             leap=self.leap,
+            cache=PrefixCache(kind.kv_tokens) if self.caches else None,
         )
         engine.on_given_up = self._given_up
         engine.on_finished = self._finished
@@ -181,12 +191,11 @@ class Cluster:
 
     def _place(self, request: SimRequest, among: np.ndarray | None = None) -> None:
         request.dispatched += 1
-        slot = self.dispatch.choose(
-            self._ask(request), self.loads, self._able(request) if among is None else among
-        ).slot
+        among = self._able(request) if among is None else among
+        slot, cached = self._placement.choose(request, self._ask(request), among, self.now_us)
         request.worker = slot
-        own_us = self.kinds[slot].model.prefill_us(request.prompt_tokens)
-        self.ledger.charge(slot, request.prompt_tokens, own_us)
+        tokens = max(request.prompt_tokens - cached, 1)
+        self.ledger.charge(slot, tokens, self.kinds[slot].model.prefill_us(tokens, cached))
         self._at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
 
     def _able(self, request: SimRequest) -> np.ndarray:
@@ -205,6 +214,7 @@ class Cluster:
         )
 
     def _deliver(self, slot: int, request: SimRequest) -> None:
+        self._placement.arrives(request, slot, self.now_us)
         self.engines[slot].deliver(request, self.now_us)
         self._renew(slot)
 
@@ -248,6 +258,7 @@ class Cluster:
 
     def _report(self, slot: int, report: EngineReport) -> None:
         self.ledger.report(slot, report)
+        self._placement.reported(slot, report)
         if self.moves is not None:
             self.moves.reported(self.now_us)
         if self.rebalance and self.now_us >= self._rebalanced_us + REBALANCE_US:

@@ -17,6 +17,7 @@ from hyperflexis_sim.engine_report import EngineReport
 from hyperflexis_sim.engine_room import EngineRoom
 from hyperflexis_sim.engine_run import Run
 from hyperflexis_sim.noise import Noise
+from hyperflexis_sim.prefix_cache import PrefixCache
 from hyperflexis_sim.request import FINISHED, RUNNING, SimRequest
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import PrefillQueue
@@ -40,6 +41,7 @@ class SimEngine:
         host_us: float = 0.0,
         reserve_growth: bool,
         leap: bool = True,
+        cache: PrefixCache | None = None,
     ) -> None:
         self.policy = policy
         self.truth = truth
@@ -52,7 +54,9 @@ class SimEngine:
         self.waiting = PrefillQueue()
         self.table = DecodeTable()
         self.lengths = OutputLengths()
-        self.room = EngineRoom(kv_tokens, self.table, self.waiting, self.lengths, reserve_growth)
+        self.cache = cache
+        """None = no two prompts begin alike."""
+        self.room = EngineRoom(kv_tokens, self.table, self.waiting, self.lengths, reserve_growth, cache)
         self._noise = noise
         self._host_us = host_us
         self._leap = leap
@@ -77,6 +81,10 @@ class SimEngine:
     @property
     def kv_used(self) -> float:
         return self.room.used
+
+    def cached_tokens(self, request: SimRequest) -> int:
+        """Of its prompt, what would be found here now."""
+        return self.cache.cached_tokens(request) if self.cache is not None else 0
 
     def deliver(self, request: SimRequest, now_us: float) -> None:
         """A request has arrived here."""
@@ -137,6 +145,7 @@ class SimEngine:
         """At a step end: it stops decoding here; its KV stays until `release`. Returns its context in tokens."""
         del self.watched[request.number]
         self.table.remove(self.table.place(request))
+        self.room.lose(request)
         self.room.held_tokens += request.computed
         return request.computed
 
@@ -163,6 +172,12 @@ class SimEngine:
     def _wake(self, now_us: float) -> None:
         if self._run is None and (len(self.waiting) or self._joining):
             self._start(now_us)
+
+    def prefix_came(self, request: SimRequest, tokens: int, now_us: float) -> None:
+        """So much of its prompt, that it waited for, has been read from a peer."""
+        self.settle(now_us)
+        self.room.prefix_came(request, tokens)
+        self._wake(now_us)
 
     def revoke(self) -> SimRequest | None:
         """The newest request that has not begun and may still move, taken away."""
@@ -227,12 +242,14 @@ class SimEngine:
             pace=getattr(policy, "pace", 1.0),
             context_tokens=self.table.context_tokens + grown,
             kv_used=self.kv_used + grown,
+            cache=self.cache.take_events() if self.cache is not None else None,
         )
 
     def _prefilled(self, request: SimRequest, tokens: int, now_us: float) -> None:
         request.computed += tokens
         request.to_compute -= tokens
         self.room.begun_tokens += tokens
+        self.room.computed(request)
         if request.to_compute:
             self.waiting.progressed(request)
             return
@@ -254,6 +271,7 @@ class SimEngine:
 
     def _finish(self, request: SimRequest, now_us: float) -> None:
         request.state = FINISHED
+        self.room.lose(request)
         self.policy.learn_output(request.tier, request.made)
         self.lengths.learn(request.tier, request.made)
         self.on_finished(request, now_us)
@@ -272,6 +290,7 @@ class SimEngine:
                 self.waiting.remove(given_up.request)
                 self.room.begun_tokens -= given_up.request.computed
                 given_up.request.computed, given_up.request.to_compute = 0, given_up.request.prompt_tokens
+                self.room.lose(given_up.request)
                 self.on_given_up(given_up, now_us)
         if not choice.chunks and not self.table.count:
             if len(self.waiting) and self.room.begun_tokens:
@@ -281,11 +300,12 @@ class SimEngine:
             return
         decoding = self.table.count if choice.decode is None else int(choice.decode.sum())
         steps = 1
-        if self.on_started is not None:
-            for chosen in choice.chunks:
-                assert isinstance(chosen.request, SimRequest)
-                if not chosen.request.computed:
-                    self.on_started(chosen.request, now_us)
+        for chosen in choice.chunks:
+            assert isinstance(chosen.request, SimRequest)
+            if self.on_started is not None and not chosen.request.computed:
+                self.on_started(chosen.request, now_us)
+            if self.room.start(chosen.request, self.policy.model):
+                self.waiting.progressed(chosen.request)
         if (
             self._leap
             and not self.watched
@@ -322,6 +342,7 @@ class SimEngine:
         """KV ran out: the decode with the most slack loses its blocks and is computed again later."""
         request = self.table.remove(self.table.most_slack())
         request.to_compute, request.computed = request.prompt_tokens + request.made, 0
+        self.room.lose(request)
         request.due_us = request.first_us + request.made * request.tpot_us
         self.waiting.add(request)
         self.preemptions += 1
@@ -332,6 +353,7 @@ class SimEngine:
         assert isinstance(request, SimRequest)
         self.room.begun_tokens -= request.computed
         request.to_compute, request.computed = request.to_compute + request.computed, 0
+        self.room.lose(request)
         self.waiting.progressed(request)
         self.preemptions += 1
         self.on_preempted(request, now_us)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyperflexis_worker.core.blocks import CacheEvents
+
 
 @dataclass(frozen=True, slots=True)
 class EngineReport:
@@ -19,5 +21,7 @@ class EngineReport:
     context_tokens: float
     kv_used: float
     """Tokens."""
+    cache: CacheEvents | None = None
+    """Prefixes gained and lost since the report before."""
     pace: float = 1.0
     """Actual over predicted step time, as the worker measures it."""

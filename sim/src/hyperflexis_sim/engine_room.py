@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
+from hyperflexis_sim.prefix_cache import BLOCK_TOKENS, PrefixCache
+from hyperflexis_sim.request import SimRequest
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
 from hyperflexis_worker.core.step_policy import Offer
@@ -14,9 +17,18 @@ class EngineRoom:
     """One choice at a time: what was owed and promised in it starts anew with `begin`."""
 
     def __init__(
-        self, kv_tokens: int, table: DecodeTable, waiting: PrefillQueue, lengths: OutputLengths, reserve_growth: bool
+        self,
+        kv_tokens: int,
+        table: DecodeTable,
+        waiting: PrefillQueue,
+        lengths: OutputLengths,
+        reserve_growth: bool,
+        cache: PrefixCache | None = None,
     ) -> None:
         self.kv_tokens = kv_tokens
+        self.cache = cache
+        self.awaited: set[int] = set()
+        """Numbers of requests that do not begin yet: a part of their prompt is on its way here."""
         self.begun_tokens = 0
         """Computed tokens of those that do not decode yet."""
         self.held_tokens = 0.0
@@ -31,8 +43,13 @@ class EngineRoom:
         """Tokens that all who run, those begun in this step too, are expected to make; None = not asked yet."""
 
     @property
-    def used(self) -> float:
+    def filled(self) -> float:
+        """What several share counts for each of them."""
         return self._table.context_tokens + self.begun_tokens + self.held_tokens
+
+    @property
+    def used(self) -> float:
+        return self.filled - self.cache.saved_tokens if self.cache is not None else self.filled
 
     @property
     def free_tokens(self) -> float:
@@ -44,6 +61,8 @@ class EngineRoom:
         return self._table.count > 0 and self.used + self._table.count > self.kv_tokens
 
     def begin(self) -> None:
+        if self.cache is not None:
+            self.cache.fit(self.filled)
         self._owed = int(self._waiting.to_compute[self._waiting.computed > 0].sum()) if self.begun_tokens else 0
         self._growth = None
 
@@ -53,16 +72,48 @@ class EngineRoom:
             # What it still needs was owed to it when it began.
             fits = used + request.to_compute <= self.kv_tokens
             return Offer(request.computed, request.to_compute) if fits else None
-        need = used + self._owed + request.to_compute
+        if request.number in self.awaited:
+            return None
+        cached = self._cached(request)
+        need = used + self._owed + self._new(request)
         if self._reserve_growth and (self._table.count or self._owed):
             need += self._expected_growth() + self._remaining(request)
-        return Offer(0, request.to_compute) if need <= self.kv_tokens else None
+        return Offer(cached, _whole(request) - cached) if need <= self.kv_tokens else None
 
     def take(self, request: Waiting) -> None:
         if not request.computed:
-            self._owed += request.to_compute
+            self._owed += self._new(request)
             if self._reserve_growth:
                 self._growth = self._expected_growth() + self._remaining(request)
+
+    def start(self, request: SimRequest, model: StepTimeModel) -> bool:
+        """Where it has not begun it does so, with what is cached of it; False where that is nothing."""
+        if self.cache is None or request.computed:
+            return False
+        whole = _whole(request)
+        request.computed = self.cache.begin(request)
+        request.to_compute = whole - request.computed
+        self.begun_tokens += request.computed
+        if not request.made:
+            request.cached_tokens = request.computed
+            request.saved_us = model.prefill_us(whole) - model.prefill_us(request.to_compute, request.computed)
+        return request.computed > 0
+
+    def computed(self, request: SimRequest) -> None:
+        """A chunk of it has been, and is counted."""
+        if self.cache is not None:
+            self.cache.computed(request, self.filled)
+
+    def lose(self, request: SimRequest) -> None:
+        """Its room is no longer its own."""
+        if self.cache is not None:
+            self.cache.release(request)
+
+    def prefix_came(self, request: SimRequest, tokens: int) -> None:
+        """So much of its prompt, that it waited for, has been read from a peer."""
+        assert self.cache is not None
+        self.cache.store(request.prefix[: tokens // BLOCK_TOKENS], self.filled)
+        self.awaited.discard(request.number)
 
     def reserve(self, tokens: float) -> bool:
         """For a decode that is to come; only what nobody here will need by all that is known."""
@@ -78,6 +129,15 @@ class EngineRoom:
         """Steps have been taken since `begin`."""
         self._growth = None
 
+    def _cached(self, request: Waiting) -> int:
+        assert isinstance(request, SimRequest)
+        return self.cache.cached_tokens(request) if self.cache is not None else 0
+
+    def _new(self, request: Waiting) -> int:
+        """Tokens of room that it needs beyond what others own."""
+        assert isinstance(request, SimRequest)
+        return _whole(request) - (self.cache.shared_tokens(request) if self.cache is not None else 0)
+
     def _expected_growth(self) -> float:
         if self._growth is None:
             begun = np.flatnonzero(self._waiting.computed)
@@ -86,3 +146,8 @@ class EngineRoom:
 
     def _remaining(self, request: Waiting) -> float:
         return self._lengths.remaining(request.tier, request.made, request.max_tokens)
+
+
+def _whole(request: Waiting) -> int:
+    """Of one that has not begun, or lost what it had: `to_compute` may leave out what is thought to be cached."""
+    return request.prompt_tokens + request.made

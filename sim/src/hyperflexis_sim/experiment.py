@@ -9,6 +9,7 @@ from typing import Any
 from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.policies import policy_of
+from hyperflexis_sim.prefix_rules import PrefixRules
 from hyperflexis_sim.profiles import kv_bytes_per_token, worker_kinds
 from hyperflexis_sim.score import scores
 from hyperflexis_sim.tiers import Promise
@@ -56,6 +57,8 @@ class Experiment:
     """What KV travels on, for policies that move it."""
     leaves: Sequence[tuple[float, int]] = ()
     """(seconds, worker): from then on nothing new goes there."""
+    prefixes: PrefixRules = PrefixRules()
+    """Where the workload names the blocks of its prompts."""
     kv_share: float = 1.0
     """Of its KV pool, what each worker really has."""
 
@@ -88,6 +91,8 @@ class Experiment:
             delays=self.delays,
             promises=self.promises,
             plan=policy.plan,
+            prefixes=self.prefixes,
+            caches=bool(self.workload.prefixes),
             wires=replace(self.wires, bytes_per_token=kv_bytes_per_token(self.profile)),
             leaves=[(at_s * 1e6, worker) for at_s, worker in self.leaves],
         )

@@ -24,6 +24,8 @@ class SimRequest:
     weight: float
     max_tokens: int
     on_violation: str = "refuse"
+    prefix: tuple[bytes, ...] = ()
+    """Names of the full blocks of its prompt, each standing for all up to its end; none where nobody knows."""
 
     due_us: float = 0.0
     to_compute: int = 0
@@ -37,6 +39,14 @@ class SimRequest:
     """Times it was taken from a worker for an idle one."""
     migrations: int = 0
     """Times it went to another worker while it ran, hand-offs after prefill among them."""
+    cached_tokens: int = 0
+    """Of its prompt, found where it first began, those pulled among them."""
+    pulled_tokens: int = 0
+    """Read from a peer for its sake."""
+    somewhere_tokens: int = 0
+    """What the worker that had most of it had when it was last placed."""
+    saved_us: float = 0.0
+    """Of prefill, by its worker's model, as it was cached."""
     longest_move_us: float = 0.0
     """The longest pause between two tokens of which the first was made before such a move and the second after it."""
     first_us: float = -1.0

@@ -17,7 +17,8 @@ def scores(requests: Sequence[SimRequest], seconds: float) -> list[dict[str, Any
 
     Percentiles are of finished requests; null where there is none. token_deadline_attainment = share of the requests
     that finished with every token k in time for arrival + TTFT + k TPOT. migrated = those that ran on more than one
-    worker; move_p99_ms = of the pauses in which they went.
+    worker; move_p99_ms = of the pauses in which they went. cached, pulled, somewhere share = of the prompt tokens of
+    finished requests, found where they ran, read from a peer among them, and kept by the worker that had most.
     """
     tiers = list(dict.fromkeys(request.tier_promised for request in requests))
     rows = [_row(tier, [r for r in requests if r.tier_promised == tier], seconds) for tier in sorted(tiers)]
@@ -29,6 +30,7 @@ def _row(tier: str, requests: Sequence[SimRequest], seconds: float) -> dict[str,
     attained = sum(request.attained for request in requests)
     kept_tokens = sum(request.prompt_tokens + request.output_tokens for request in requests if request.attained)
     tokens = sum(request.prompt_tokens + request.output_tokens for request in requests)
+    prompt_tokens = max(sum(request.prompt_tokens for request in finished), 1)
     ttft = _ms(request.first_us - request.arrival_us for request in finished)
     tpot = _ms(request.mean_tpot_us for request in finished if request.made > 1)
     e2e = _ms(request.last_us - request.arrival_us for request in finished)
@@ -51,6 +53,10 @@ def _row(tier: str, requests: Sequence[SimRequest], seconds: float) -> dict[str,
         "unfinished": sum(request.state not in (FINISHED, REFUSED) for request in requests),
         "migrated": sum(request.migrations > 0 for request in requests),
         "move_p99_ms": _percentile(_ms(r.longest_move_us for r in finished if r.migrations), 99),
+        "cached_share": sum(r.cached_tokens for r in finished) / prompt_tokens,
+        "pulled_share": sum(r.pulled_tokens for r in finished) / prompt_tokens,
+        "somewhere_share": sum(r.somewhere_tokens for r in finished) / prompt_tokens,
+        "prefill_saved_s": sum(r.saved_us for r in finished) / 1e6,
         "token_deadline_attainment": sum(r.late_tokens == 0 for r in finished) / max(len(requests), 1),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,8 @@ class Workload:
     output_tokens: Integers
     tier: list[str]
     tenant: list[str]
+    prefixes: Sequence[tuple[bytes, ...]] = ()
+    """Of each prompt, the names of its full blocks (`prefix_cache`); none = nothing is known to begin alike."""
 
     @property
     def rate(self) -> float:
@@ -49,13 +51,13 @@ class Workload:
         """The same, closer together or further apart in time."""
         factor = self.rate / rate
         arrival_s = (self.arrival_s - self.arrival_s[0]) * factor
-        return Workload(arrival_s, self.prompt_tokens, self.output_tokens, self.tier, self.tenant)
+        return replace(self, arrival_s=arrival_s)
 
     def within(self, seconds: float) -> Workload:
         """What arrives in the first `seconds` of it."""
         end = int(np.searchsorted(self.arrival_s, seconds, "left"))
         columns = (self.arrival_s[:end], self.prompt_tokens[:end], self.output_tokens[:end])
-        return Workload(*columns, self.tier[:end], self.tenant[:end])
+        return Workload(*columns, self.tier[:end], self.tenant[:end], self.prefixes[:end])
 
     def requests(self, promises: Mapping[str, Promise]) -> list[SimRequest]:
         """Made anew at each call: a simulation writes to them."""
@@ -77,6 +79,7 @@ class Workload:
                     kept.weight,
                     max_tokens=max(MAX_TOKENS, output),
                     on_violation=kept.on_violation,
+                    prefix=self.prefixes[number] if self.prefixes else (),
                 )
             )
         return made
@@ -110,10 +113,17 @@ def draw_mix(
     return Workload(np.cumsum(gaps_s), prompts, outputs, [names[kind] for kind in kinds], [""] * count)
 
 
-def from_trace(rows: Sequence[Row], promises: Mapping[str, Promise], seed: int, *, jitter: bool = False) -> Workload:
+def from_trace(
+    rows: Sequence[Row],
+    promises: Mapping[str, Promise],
+    seed: int,
+    *,
+    jitter: bool = False,
+    prefixes: Sequence[tuple[bytes, ...]] = (),
+) -> Workload:
     """A trace as it is. Rows without a tier get one by the promises' shares. `jitter` spreads arrivals that share a
-    timestamp over the time until the next one: some traces are rounded to seconds. Raises ValueError for a tier that
-    nobody promised."""
+    timestamp over the time until the next one: some traces are rounded to seconds. `prefixes`: of each row, the names
+    of its blocks. Raises ValueError for a tier that nobody promised."""
     random = np.random.default_rng((seed, 2))
     names = list(promises)
     shares = np.array([promises[name].share for name in names])
@@ -132,4 +142,5 @@ def from_trace(rows: Sequence[Row], promises: Mapping[str, Promise], seed: int, 
         tiers.append(tier)
     prompts = np.array([rows[place].prompt_tokens for place in order], dtype=np.int64)
     outputs = np.array([rows[place].output_tokens for place in order], dtype=np.int64)
-    return Workload(arrival_s[order], prompts, outputs, tiers, [""] * len(rows))
+    named = [prefixes[place] for place in order] if prefixes else ()
+    return Workload(arrival_s[order], prompts, outputs, tiers, [""] * len(rows), named)
