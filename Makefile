@@ -108,6 +108,10 @@ bench-variants: $(LITE) ## What each scheduling mechanism is worth, and what dis
 bench-moves: $(LITE) ## What each reason to move running requests is worth, simulated: ten minutes (ARGS="--seeds 1")
 	$(BIN)/python bench/moves.py $(ARGS)
 
+.PHONY: bench-pulls
+bench-pulls: $(LITE) ## What reading cached prefixes from peers could gain, simulated: half an hour (ARGS="--gpus h200 --loads 1")
+	$(BIN)/python bench/pulls.py $(ARGS)
+
 .PHONY: bench-fidelity
 bench-fidelity: $(FULL) $(MODEL)/config.json ## The simulator against live runs on this machine: a quarter of an hour (ARGS="--engine modelled")
 	$(BIN)/python bench/fidelity.py --model $(MODEL) $(ARGS)
