@@ -131,9 +131,7 @@ def requests_of(drawn: Sequence[tuple[float, int, int, int, str]]) -> list[SimRe
     drawn=REQUESTS,
     name=st.sampled_from(["hyperflexis", "jsq+fcfs2048", "hyperflexis@1p1d", "jsq+qoserve"]),
     kv_tokens=st.sampled_from([8_000, 13_000, 200_000]),
-    rules=st.sampled_from(
-        [PrefixRules(), PrefixRules(aware=False), PrefixRules(foresight=True), PrefixRules(pull=True)]
-    ),
+    rules=st.sampled_from([PrefixRules(), PrefixRules(aware=False), PrefixRules(pull=True)]),
     gbps=st.sampled_from([2.0, 330.0]),
 )
 def test_leaps_change_nothing_and_no_block_is_lost(drawn, name, kv_tokens, rules, gbps):

@@ -237,6 +237,32 @@ def test_a_prefix_is_computed_once_and_its_last_token_always() -> None:
     assert run("other", [99, *prompt[1:]]).cached_tokens == 0
 
 
+@pytest.mark.parametrize("evicted", [False, True])
+def test_what_the_cache_has_is_no_work_to_come(evicted: bool) -> None:
+    """While it waits: what it is given up for, and what dispatchers hear of. It may be gone when its turn comes."""
+    pool = BlockPool(8, 4)
+    loop, device = StepLoop(planner(64, 8), pool), executor(pool)
+    prompt = list(range(12))
+
+    def run() -> None:
+        while loop.busy:
+            plan = loop.plan(0)
+            loop.commit(plan, device.execute(plan.chunks))
+
+    loop.add(sequence("first", prompt, 1))
+    run()
+    again = sequence("again", prompt, 3)
+    loop.add(again)
+    assert (again.to_compute, again.computed, again.decoding) == (4, 0, False)
+    if evicted:
+        other = pool.allocate(pool.free)
+        assert other is not None
+        pool.release(other)
+    run()
+    assert again.cached_tokens == (0 if evicted else 8)
+    assert again.output == reference_tokens(prompt, 7, 3, VOCAB)
+
+
 def test_two_that_run_share_the_blocks_of_their_prefix() -> None:
     pool = BlockPool(10, 4)
     loop, device = StepLoop(planner(64, 8), pool), executor(pool)

@@ -52,8 +52,7 @@ class PrefixPlacement:
         known = self._engines[slot].cached_tokens(request)
         if self._pulls is not None:
             known = max(known, self._pulls.begin(request, slot, self._held(request), now_us))
-        if self._rules.foresight:
-            request.to_compute = request.prompt_tokens - known
+        request.to_compute = request.prompt_tokens - known
 
     def reported(self, slot: int, report: EngineReport) -> None:
         if report.cache is None:

@@ -12,9 +12,6 @@ class PrefixRules:
 
     aware: bool = True
     """Placement counts on what workers report to keep."""
-    foresight: bool = False
-    """A worker's policy counts a waiting prompt without what its cache has of it; the live one finds out when it
-    begins it."""
     pull: bool = False
     """What a peer has more of than the worker that gets the request is read from there where that is quicker: an
     upper bound on what this could gain (docs/scheduling.md), as placement knows every cache and link as they are, reads

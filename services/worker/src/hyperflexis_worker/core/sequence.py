@@ -72,6 +72,8 @@ class Sequence:
     """Of `blocks`, the first that can be found by their hash."""
     cached_tokens: int = 0
     """Of the prompt, found in the prefix cache when it was first admitted."""
+    foreseen: int = 0
+    """Of its tokens, what the prefix cache had when it was queued; 0 from when it is admitted, and it is known."""
     started: bool = False
     """A chunk of it has run at least once: no longer revocable."""
     next_due_us: int | None = None
@@ -84,8 +86,8 @@ class Sequence:
 
     @property
     def to_compute(self) -> int:
-        """Tokens whose keys and values are not in the pool yet; 1 while decoding."""
-        return self.num_tokens - self.computed
+        """Tokens whose keys and values are not in the pool yet, as far as is known; 1 while decoding."""
+        return self.num_tokens - (self.computed or self.foreseen)
 
     @property
     def decoding(self) -> bool:

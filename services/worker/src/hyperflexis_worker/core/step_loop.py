@@ -91,6 +91,14 @@ class StepLoop:
         self._added += 1
         sequence.number = self._added
         self._waiting[sequence.request_id] = sequence
+        sequence.foreseen = len(self._cached(sequence)) * self._pool.block_tokens
+
+    def _cached(self, sequence: Sequence) -> list[int]:
+        """Blocks that the prefix cache has of it. The last token is always computed: its logits are wanted."""
+        if not self._pool.prefix_cache:
+            return []
+        whole = (sequence.num_tokens - 1) // self._pool.block_tokens
+        return self._pool.find(sequence.hashes(whole, self._pool.block_tokens))
 
     def find(self, request_id: str, attempt: Attempt) -> Sequence | None:
         """The sequence of exactly this attempt."""
@@ -180,7 +188,7 @@ class StepLoop:
         self._pool.share(chunk.cached)
         sequence.blocks = list(chunk.cached)
         sequence.published = len(chunk.cached)
-        sequence.computed = chunk.start
+        sequence.computed, sequence.foreseen = chunk.start, 0
         if not sequence.started:
             sequence.cached_tokens = chunk.start
 
