@@ -16,7 +16,7 @@ models: [{name: m, context_length: 128, vocab_size: 300}]
 tiers:
 - {name: chat, ttft_ms: 500, tpot_ms: 50, guarantee: 0.6}
 - {name: code, ttft_ms: 500, tpot_ms: 30}
-worker: {engine: modelled, profile: test/tiny/tp1, long_prompt_tokens: 3000, long_prompt_share: 0.2}
+worker: {engine: modelled, profile: test/tiny/tp1, long_prompt_tokens: 3000, long_prompt_share: 0.2, patience: 0.5}
 """
 
 
@@ -32,6 +32,7 @@ def test_guarantees_and_the_reserve_reach_the_policy(tmp_path: Path) -> None:
     assert isinstance(planner, StepPlanner)
     policy = planner.policy
     assert isinstance(policy, SloPolicy)
+    assert policy.rules.patience == 0.5
     rules = policy.worth.rules
     assert (dict(rules.guarantees), rules.long_prompt_tokens, rules.long_prompt_share) == ({"chat": 0.6}, 3_000, 0.2)
 

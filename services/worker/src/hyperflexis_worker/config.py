@@ -53,6 +53,9 @@ class WorkerSettings(ServiceSettings):
     (docs/scheduling.md); admission: the same for engines that fill steps of max_num_tokens themselves, where only
     who is handed to them can be decided, and when; fcfs, edf: max_num_tokens a step, by arrival or by deadline;
     scorpio: that paper's."""
+    patience: float = Field(default=0.1, ge=0, le=1)
+    """hyperflexis, admission: share of its TTFT after which a request whose turn will not come is given up. Less: its
+    client hears of it sooner; more: it may be lucky yet (docs/scheduling.md says what that is worth)."""
     long_prompt_tokens: int = Field(default=0, ge=0)
     """hyperflexis, admission: prompts of at least so many tokens share the reserve below; 0 = no reserve."""
     long_prompt_share: float = Field(default=0.0, ge=0, le=1)

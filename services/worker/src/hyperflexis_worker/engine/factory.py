@@ -20,7 +20,7 @@ from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
 from hyperflexis_worker.core.step_loop import Executor
 from hyperflexis_worker.core.worth import Worth, WorthRules
 from hyperflexis_worker.engine.frames import EngineReady
@@ -50,10 +50,10 @@ class BuiltEngine:
 def _planner(settings: WorkerSettings, model: StepTimeModel, lengths: OutputLengths) -> StepPlanner:
     limits = settings.max_num_tokens, settings.max_num_seqs
     match settings.policy:
-        case "hyperflexis":
-            return StepPlanner(SloPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
-        case "admission":
-            return StepPlanner(AdmissionPolicy(model, *limits, lengths, Worth(_worth_rules(settings))), lengths)
+        case "hyperflexis" | "admission" as ours:
+            policy = SloPolicy if ours == "hyperflexis" else AdmissionPolicy
+            rules = SloRules(patience=settings.patience)
+            return StepPlanner(policy(model, *limits, lengths, Worth(_worth_rules(settings)), rules), lengths)
         case "scorpio":
             return StepPlanner(ScorpioPolicy(model, *limits, lengths), lengths)
         case order:
