@@ -97,7 +97,7 @@ def check_all_is_over(cluster: Cluster, requests: Sequence[SimRequest]) -> None:
         if request.state == FINISHED:
             assert request.made == request.output_tokens
     for engine in cluster.engines:
-        assert engine.kv_used == 0 and not engine.watched and not len(engine.waiting)
+        assert engine.kv_used == 0 and not engine.moves.watched and not len(engine.waiting)
     if cluster.moves is not None:
         loads, among = cluster.loads, np.arange(len(cluster.engines))
         assert not cluster.moves.book.entries

@@ -13,6 +13,7 @@ import numpy as np
 
 from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
+from hyperflexis_sim.engine_moves import EngineMoves
 from hyperflexis_sim.engine_report import EngineReport
 from hyperflexis_sim.engine_room import EngineRoom
 from hyperflexis_sim.engine_run import Run
@@ -61,10 +62,7 @@ class SimEngine:
         self._host_us = host_us
         self._leap = leap
         self._run: Run | None = None
-        self.watched: dict[int, SimRequest] = {}
-        """On the move from here, by number: while there are any, every step end is told to `on_boundary`."""
-        self._joining: list[SimRequest] = []
-        """They have come, and decode from the next step on."""
+        self.moves = EngineMoves(self)
         self.on_given_up: Callable[[GivenUp, float], None] = lambda given_up, now_us: None
         self.on_finished: Callable[[SimRequest, float], None] = lambda request, now_us: None
         self.on_started: Callable[[SimRequest, float], None] | None = None
@@ -106,8 +104,6 @@ class SimEngine:
             self._noise.give_back(run.keep(steps))
             self.version += 1
 
-    # Moves. What they change is seen by the next step, as if every step had been taken on its own.
-
     def settle(self, now_us: float) -> None:
         """The steps of a leap that are over count, and it ends with the one that runs now."""
         run = self._run
@@ -122,62 +118,10 @@ class SimEngine:
             self.room.grown()
             run.drop(ended)
 
-    def reserve(self, tokens: float, now_us: float) -> bool:
-        """Room for a decode that is to come; False where there is none."""
-        self.settle(now_us)
-        return self.room.reserve(tokens)
-
-    def release(self, tokens: float, now_us: float) -> None:
-        """Room held for a move is free again."""
-        self.settle(now_us)
-        self.room.held_tokens -= tokens
-        self._wake(now_us)
-
-    def watch(self, request: SimRequest, now_us: float) -> None:
-        """It is on the move from here."""
-        self.settle(now_us)
-        self.watched[request.number] = request
-
-    def unwatch(self, request: SimRequest) -> None:
-        self.watched.pop(request.number, None)
-
-    def let_go(self, request: SimRequest) -> int:
-        """At a step end: it stops decoding here; its KV stays until `release`. Returns its context in tokens."""
-        del self.watched[request.number]
-        self.table.remove(self.table.place(request))
-        self.room.lose(request)
-        self.room.held_tokens += request.computed
-        return request.computed
-
-    def join(self, request: SimRequest, reserved: float, now_us: float) -> None:
-        """It goes on decoding here, from the next step on, in the room that was reserved."""
-        self.settle(now_us)
-        self.room.held_tokens += request.computed - reserved
-        self._joining.append(request)
-        self._wake(now_us)
-
-    def context_of(self, request: SimRequest, now_us: float) -> int:
-        """Tokens of it whose KV is here."""
-        self.settle(now_us)
-        return self.table.context_of(request) if request in self.table else request.computed
-
-    def _take_joining(self) -> list[SimRequest]:
-        joined = list(self._joining)
-        self._joining.clear()
-        for request in joined:
-            self.room.held_tokens -= request.computed
-            self.table.add(request, request.last_us, self.lengths.mean(request.tier))
-        return joined
-
-    def _wake(self, now_us: float) -> None:
-        if self._run is None and (len(self.waiting) or self._joining):
+    def wake(self, now_us: float) -> None:
+        """Something has changed: an engine that is idle looks again."""
+        if self._run is None and (len(self.waiting) or self.moves.joining):
             self._start(now_us)
-
-    def prefix_came(self, request: SimRequest, tokens: int, now_us: float) -> None:
-        """So much of its prompt, that it waited for, has been read from a peer."""
-        self.settle(now_us)
-        self.room.prefix_came(request, tokens)
-        self._wake(now_us)
 
     def revoke(self) -> SimRequest | None:
         """The newest request that has not begun and may still move, taken away."""
@@ -202,7 +146,7 @@ class SimEngine:
         for chosen, tokens in run.choice.chunks:
             assert isinstance(chosen, SimRequest)
             self._prefilled(chosen, tokens, now_us)
-        if self.watched:
+        if self.moves.watched:
             self.on_boundary(now_us)
         self._start(now_us)
 
@@ -278,7 +222,7 @@ class SimEngine:
 
     def _start(self, now_us: float) -> None:
         self.version += 1
-        joined = self._take_joining()
+        joined = self.moves.take_joining()
         while self.room.short:
             self._preempt(now_us)
         self.room.begin()
@@ -308,7 +252,7 @@ class SimEngine:
                 self.waiting.progressed(chosen.request)
         if (
             self._leap
-            and not self.watched
+            and not self.moves.watched
             and choice.repeats
             and not choice.chunks
             and not len(self.waiting)

@@ -60,7 +60,7 @@ class Moves:
             return
         self._moves[request.number] = move
         engine = self._engines[source]
-        context = engine.context_of(request, now_us)
+        context = engine.moves.context_of(request, now_us)
         self._renew(source)
         here = request in engine.table or request in engine.waiting
         if not here or not self._reserve(
@@ -68,7 +68,7 @@ class Moves:
         ):
             self._drop(move, now_us)
             return
-        engine.watch(request, now_us)
+        engine.moves.watch(request, now_us)
         self._pull(move, now_us)
 
     def ended(self, request: SimRequest, now_us: float) -> None:
@@ -79,7 +79,7 @@ class Moves:
 
     def _reserve(self, move: MoveState, tokens: float, now_us: float) -> bool:
         """So much in all."""
-        granted = self._engines[move.target].reserve(tokens - move.reserved, now_us)
+        granted = self._engines[move.target].moves.reserve(tokens - move.reserved, now_us)
         self._renew(move.target)
         if granted:
             move.reserved = tokens
@@ -89,19 +89,19 @@ class Moves:
         """It stays. What a read may still write to is not free before the read is over."""
         del self._moves[move.request.number]
         move.over = True
-        self._engines[move.source].unwatch(move.request)
+        self._engines[move.source].moves.unwatch(move.request)
         if not move.pulling:
             self._at(now_us, self._release, move.target, move.reserved)
         self.on_over(move, False, now_us)
 
     def _release(self, slot: int, tokens: float, now_us: float) -> None:
         if tokens:
-            self._engines[slot].release(tokens, now_us)
+            self._engines[slot].moves.release(tokens, now_us)
             self._renew(slot)
 
     def _pull(self, move: MoveState, now_us: float) -> None:
         """Full blocks that are there and not read yet."""
-        ready = self._engines[move.source].context_of(move.request, now_us) // BLOCK_TOKENS * BLOCK_TOKENS
+        ready = self._engines[move.source].moves.context_of(move.request, now_us) // BLOCK_TOKENS * BLOCK_TOKENS
         self._renew(move.source)
         if move.pulling or ready <= move.pulled:
             return
@@ -122,7 +122,7 @@ class Moves:
 
     def _boundary(self, slot: int, now_us: float) -> None:
         engine = self._engines[slot]
-        for request in list(engine.watched.values()):
+        for request in list(engine.moves.watched.values()):
             move = self._moves[request.number]
             if request in engine.table and not move.pulling:
                 context = engine.table.context_of(request)
@@ -135,7 +135,7 @@ class Moves:
         if context > move.reserved and not self._reserve(move, context + SPARE_TOKENS, now_us):
             self._drop(move, now_us)
             return
-        self._engines[move.source].let_go(move.request)
+        self._engines[move.source].moves.let_go(move.request)
         move.stopped = True
         end_us = self._wires.read(move.source, move.target, context - move.pulled, now_us)
         self._at(end_us, self._arrived, move, context)
@@ -147,6 +147,6 @@ class Moves:
         self._release(move.source, context, now_us)
         request.worker = move.target
         request.migrations += 1
-        self._engines[move.target].join(request, move.reserved, now_us)
+        self._engines[move.target].moves.join(request, move.reserved, now_us)
         self._renew(move.target)
         self.on_over(move, True, now_us)

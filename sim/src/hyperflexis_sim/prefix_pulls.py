@@ -71,5 +71,5 @@ class PrefixPulls:
         return begin_us, max(begin_us + took_us, now_us + self._wires.setup_us + took_us)
 
     def _came(self, slot: int, request: SimRequest, tokens: int, now_us: float) -> None:
-        self._engines[slot].prefix_came(request, tokens, now_us)
+        self._engines[slot].moves.prefix_came(request, tokens, now_us)
         self._renew(slot)
