@@ -38,13 +38,20 @@ def policy(kind: str, budget: int, limit: int, lengths: OutputLengths) -> StepPo
 
 
 def sequence(
-    name: str, prompt: list[int], max_tokens: int, now_us: int, ttft_us: int, tpot_us: int = 50_000
+    name: str,
+    prompt: list[int],
+    max_tokens: int,
+    now_us: int,
+    ttft_us: int,
+    tpot_us: int = 50_000,
+    committed: list[int] | None = None,
 ) -> Sequence:
     return Sequence(
         request_id=name,
         attempt=Attempt(1, 1),
         prompt=prompt,
-        output=[],
+        output=list(committed or []),
+        committed=len(committed or []),
         sampling=Sampling(seed=7),
         max_tokens=max_tokens,
         arrival_us=now_us,
@@ -92,13 +99,18 @@ class Engine(RuleBasedStateMachine):
         more=st.integers(1, 12),
         ttft_us=st.sampled_from([500, 20_000, 10**7]),
         tpot_us=st.sampled_from([400, 5_000, 10**6]),
+        committed=st.integers(0, 3),
     )
-    def add(self, prompt: list[int], more: int, ttft_us: int, tpot_us: int) -> None:
+    def add(self, prompt: list[int], more: int, ttft_us: int, tpot_us: int, committed: int) -> None:
         self.names += 1
-        one = sequence(f"r{self.names}", prompt, more, self.now_us, ttft_us, tpot_us)
+        known = reference_tokens(prompt, 7, committed, VOCAB)
+        one = sequence(f"r{self.names}", prompt, committed + more, self.now_us, ttft_us, tpot_us, known)
         if self.loop.fits(one):
             self.loop.add(one)
             self.live[one.request_id] = one
+        else:
+            with pytest.raises(ValueError, match="exceed the KV pool"):
+                self.loop.add(one)
 
     @precondition(lambda self: self.live)
     @rule(data=st.data())
@@ -123,7 +135,7 @@ class Engine(RuleBasedStateMachine):
         made = sum(len(s.output) + s.computed for s in self.live.values())
         result = self.loop.commit(plan, sampled)
         for one, decision in plan.given_up:
-            assert decision.reason and decision.numbers and not one.output
+            assert decision.reason and decision.numbers and not one.made
             del self.live[one.request_id]
         for end in result.ended:
             want = reference_tokens(end.sequence.prompt, 7, end.sequence.max_tokens, VOCAB)

@@ -1,4 +1,4 @@
-"""Property tests of the engine's memory: blocks, planner and step loop together."""
+"""The step loop at work with planner, blocks and prefix cache; random histories are test_worker_planner's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS
@@ -45,89 +44,6 @@ def executor(pool: BlockPool) -> ModelledExecutor:
     modelled = ModelledPool(pool.total, pool.block_tokens)
     modelled.states.fill(2**63 + 1)  # what nobody has written is not nothing
     return ModelledExecutor(VOCAB, SEEDS["test/tiny/tp1"], modelled, sleep=lambda _: None)
-
-
-class EngineMemory(RuleBasedStateMachine):
-    """Random arrivals, cancellations and steps over a pool that is often too small."""
-
-    @initialize(
-        blocks=st.integers(3, 12),
-        block_tokens=st.integers(1, 5),
-        budget=st.integers(1, 20),
-        limit=st.integers(1, 4),
-        order=st.sampled_from(["fcfs", "edf"]),
-        prefix_cache=st.booleans(),
-        foreseen=st.booleans(),
-    )
-    def begin(
-        self, blocks: int, block_tokens: int, budget: int, limit: int, order: str, prefix_cache: bool, foreseen: bool
-    ) -> None:
-        self.pool = BlockPool(blocks, block_tokens, prefix_cache)
-        self.budget, self.limit = budget, limit
-        lengths = OutputLengths()
-        for _ in range(0 if foreseen else 500):
-            lengths.learn("", 0)  # growth is a surprise: sequences are preempted
-        self.loop = StepLoop(planner(budget, limit, order, lengths), self.pool)
-        self.executor = executor(self.pool)
-        self.live: dict[str, Sequence] = {}
-        self.names = 0
-        self.idle_steps = 0
-
-    @rule(
-        prompt=st.builds(
-            lambda same, own: [0] * same + own, st.integers(1, 10), st.lists(st.integers(0, 1), max_size=3)
-        ),
-        more=st.integers(1, 12),
-        committed=st.integers(0, 3),
-    )
-    def add(self, prompt: list[int], more: int, committed: int) -> None:
-        self.names += 1
-        known = reference_tokens(prompt, 7, committed, VOCAB)
-        one = sequence(f"r{self.names}", prompt, committed + more, known, arrival_us=self.names)
-        if self.loop.fits(one):
-            self.loop.add(one)
-            self.live[one.request_id] = one
-        else:
-            with pytest.raises(ValueError, match="exceed the KV pool"):
-                self.loop.add(one)
-
-    @precondition(lambda self: self.live)
-    @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        name = data.draw(st.sampled_from(sorted(self.live)))
-        assert self.loop.cancel(name) is self.live.pop(name)
-
-    @precondition(lambda self: self.loop.busy)
-    @rule()
-    def step(self) -> None:
-        plan = self.loop.plan(0)
-        assert plan.chunks, "sequences wait and nothing is done"
-        assert sum(chunk.length for chunk in plan.chunks) <= self.budget
-        assert len(list(self.loop.running)) <= max(self.limit, len(plan.chunks))
-        result = self.loop.commit(plan, self.executor.execute(plan.chunks))
-        for ended in result.ended:
-            one = self.live.pop(ended.sequence.request_id)
-            assert one.output == reference_tokens(one.prompt, 7, one.max_tokens, VOCAB)
-
-    @invariant()
-    def every_block_has_one_owner(self) -> None:
-        if hasattr(self, "loop"):
-            self.loop.check_integrity()
-
-    def teardown(self) -> None:
-        """Nobody starves: without new arrivals everything ends, within a bound on steps."""
-        if not hasattr(self, "loop"):
-            return
-        work = sum(len(s.prompt) + s.max_tokens for s in self.live.values())
-        for _ in range(20 * work + 20):
-            if not self.loop.busy:
-                break
-            self.step()
-        assert not self.live
-        assert self.pool.free == self.pool.usable
-
-
-TestEngineMemory = EngineMemory.TestCase
 
 
 @given(
