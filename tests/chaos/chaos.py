@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable
 from chaos_cell import ChaosCell
 from client_load import Load
 from leadership import leader_of
+from move_count import MoveCount
+from orders import Orders
 
 EFFECT_S = 15.0
 """A fault that has not shown by then has not happened."""
@@ -17,9 +19,11 @@ EFFECT_S = 15.0
 class Chaos:
     """What a fault works with."""
 
-    def __init__(self, cell: ChaosCell, load: Load, seed: int) -> None:
+    def __init__(self, cell: ChaosCell, load: Load, orders: Orders, moves: MoveCount, seed: int) -> None:
         self.cell = cell
         self.load = load
+        self.orders = orders
+        self.moves = moves
         self.chance = random.Random(seed)
         self.company: list[asyncio.Task[None]] = []
         """Long requests that faults have begun to have somebody to hit."""

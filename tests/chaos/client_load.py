@@ -58,7 +58,7 @@ class Load:
         return task
 
     def request(self, prompt: Prompt, name: str = "", client: AsyncClient | None = None, **options: Any) -> Reading:
-        sampling = Sampling(max_tokens=len(prompt.reference), seed=prompt.seed, ignore_eos=True, temperature=0.0)
+        sampling = sampling_of(prompt.seed, len(prompt.reference), prompt.temperature)
         generation = (client or self.client).generate(
             "m", prompt.token_ids, sampling=sampling, tier="chat", timeout_s=STUCK_S, return_text=False, **options
         )
@@ -91,8 +91,14 @@ class Load:
             self.tally.note(f"beside the streams: {type(error).__name__}: {error}")
 
 
-async def reference_of(client: AsyncClient, token_ids: Sequence[int], seed: int, count: int) -> Prompt:
+async def reference_of(
+    client: AsyncClient, token_ids: Sequence[int], seed: int, count: int, temperature: float
+) -> Prompt:
     """Asks the undisturbed cell: for engines whose output nobody can work out beforehand."""
-    sampling = Sampling(max_tokens=count, seed=seed, ignore_eos=True, temperature=0.0)
+    sampling = sampling_of(seed, count, temperature)
     result = await client.generate("m", list(token_ids), sampling=sampling, tier="chat", timeout_s=STUCK_S).result()
-    return Prompt(tuple(token_ids), seed, tuple(result.token_ids))
+    return Prompt(tuple(token_ids), seed, tuple(result.token_ids), temperature)
+
+
+def sampling_of(seed: int, count: int, temperature: float) -> Sampling:
+    return Sampling(max_tokens=count, seed=seed, ignore_eos=True, temperature=temperature)

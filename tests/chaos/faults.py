@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator, Sequence
 
 from chaos import Fault
 from client_faults import (
@@ -62,3 +63,11 @@ def schedule(count: int, seed: int) -> list[str]:
     names = [*rare, *(common[at % len(common)] for at in range(count - len(rare)))]
     chance.shuffle(names)
     return names
+
+
+def endless(kinds: Sequence[str], seed: int) -> Iterator[str]:
+    """All of them in random order, again and again."""
+    chance, round_of = random.Random(seed), list(kinds)
+    while True:
+        chance.shuffle(round_of)
+        yield from round_of

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import grpc.aio
 from chaos import EFFECT_S, Chaos, Fault
-from leadership import cluster_of
+from peer_faults import workers_cut, workers_silent, workers_silent_engine_killed
+from process_signs import until
 from scheduler_faults import kill_leader
-from worker_faults import kill_engine, kill_worker, stop_engine, stop_worker
+from worker_faults import kill_engine, kill_worker, restart_worker, stop_engine, stop_worker
 
 from hyperflexis.common.v1 import capability_pb2
-from hyperflexis.scheduler.v1 import scheduler_service_pb2 as wire
-from hyperflexis.scheduler.v1 import scheduler_service_pb2_grpc, worker_session_pb2
+from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_client import HyperFlexisError
-from hyperflexis_common.channel import open_channel
 
 ROLES = (capability_pb2.ROLE_MIXED, capability_pb2.ROLE_PREFILL, capability_pb2.ROLE_DECODE)
 LONG_REQUESTS = 4
@@ -33,16 +30,20 @@ async def move_requests(chaos: Chaos) -> bool:
 
 async def flip_roles(chaos: Chaos) -> bool:
     """Roles change all the time, so that requests are handed off and sent away; in the end all do both again."""
-    before = await _moves_done(chaos)
+    before = chaos.moves.done["hand_offs"]
     _keep_company(chaos)
     until_s = time.monotonic() + chaos.chance.uniform(2.0, 5.0)
+    roles = dict.fromkeys(chaos.cell.workers, ROLES[0])
     while time.monotonic() < until_s:
-        await _order(chaos, worker_id=chaos.worker(), set_role=_role(chaos.chance.choice(ROLES)))
+        name, role = chaos.worker(), chaos.chance.choice(ROLES)
+        if await chaos.orders.apply(worker_id=name, set_role=_role(role)) and roles[name] != role:
+            roles[name] = role
+            chaos.load.tally.flips += 1
         await chaos.pause(0.05, 0.4)
-    flipped = await _moved_since(chaos, before)
-    await _count(chaos, before)
+    flipped = await until(lambda: chaos.moves.done["hand_offs"] > before, EFFECT_S)
     for name in chaos.cell.workers:
         await _certainly(chaos, worker_id=name, set_role=_role(ROLES[0]))
+        chaos.load.tally.flips += roles[name] != ROLES[0]
     return flipped
 
 
@@ -59,22 +60,22 @@ def while_moving(fault: Fault) -> Fault:
 MOVE_FAULTS = (
     move_requests,
     flip_roles,
-    *(while_moving(fault) for fault in (kill_worker, stop_worker, kill_engine, stop_engine, kill_leader)),
+    *map(while_moving, (kill_worker, stop_worker, restart_worker, kill_engine, stop_engine, kill_leader)),
+    *map(while_moving, (workers_cut, workers_silent, workers_silent_engine_killed)),
 )
 
 
 async def _while_moving(chaos: Chaos, fault: Callable[[Chaos], Awaitable[bool]]) -> bool:
-    before = await _moves_done(chaos)
+    before = chaos.moves.done.total()
     _keep_company(chaos)
     moving = asyncio.create_task(_move_forever(chaos))
     try:
-        moved = await _moved_since(chaos, before)
+        moved = await until(lambda: chaos.moves.done.total() > before, EFFECT_S)
         landed = await fault(chaos)
         await chaos.pause(0.5, 1.5)
     finally:
         moving.cancel()
         await asyncio.gather(moving, return_exceptions=True)
-    await _count(chaos, before)
     return moved and landed
 
 
@@ -98,9 +99,8 @@ async def _long_request(chaos: Chaos) -> None:
 async def _move_forever(chaos: Chaos) -> None:
     while True:
         with contextlib.suppress(HyperFlexisError):  # the router may be the one that is broken
-            for summary in await chaos.load.client.list_requests(limit=20):
-                migrate = wire.MigrateRequest(request_id=summary.request_id, target_worker_id=chaos.worker())
-                await _order(chaos, migrate=migrate)
+            live = [summary.request_id for summary in await chaos.load.client.list_requests(limit=20)]
+            await asyncio.gather(*(chaos.orders.migrate(each, chaos.worker()) for each in live))
         await asyncio.sleep(0.05)
 
 
@@ -108,43 +108,8 @@ def _role(role: capability_pb2.Role.ValueType) -> worker_session_pb2.SetRole:
     return worker_session_pb2.SetRole(role=role)
 
 
-async def _order(chaos: Chaos, **action: Any) -> bool:
-    """False where nobody leads, or the leader says that this cannot be."""
-    request = wire.ApplyRequest(action_id=secrets.token_hex(8), **action)
-    try:
-        name = await chaos.leader()
-        async with open_channel(chaos.cell.scheduler_port(name)) as channel:
-            await scheduler_service_pb2_grpc.SchedulerServiceStub(channel).Apply(request, timeout=2.0)
-    except (grpc.aio.AioRpcError, TimeoutError):
-        return False
-    return True
-
-
 async def _certainly(chaos: Chaos, **action: Any) -> None:
     """Until it is done: what is left undone here would be a fault of its own."""
     async with asyncio.timeout(60):
-        while not await _order(chaos, **action):
+        while not await chaos.orders.apply(**action):
             await asyncio.sleep(0.2)
-
-
-async def _moves_done(chaos: Chaos) -> tuple[int, int]:
-    """By the leader of this epoch: it counts from its beginning."""
-    view = await cluster_of(chaos.cell)
-    return view.fence.epoch, view.moves.done
-
-
-async def _count(chaos: Chaos, before: tuple[int, int]) -> None:
-    """Those of a leader that has died since are not known."""
-    epoch, done = await _moves_done(chaos)
-    chaos.load.tally.moves += done - (before[1] if epoch == before[0] else 0)
-
-
-async def _moved_since(chaos: Chaos, before: tuple[int, int]) -> bool:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(EFFECT_S):
-            while True:
-                epoch, done = await _moves_done(chaos)
-                if done > (before[1] if epoch == before[0] else 0):
-                    return True
-                await asyncio.sleep(0.1)
-    return False

@@ -13,6 +13,13 @@ from hyperflexis_worker.modelled import reference_tokens
 
 LONGEST_TOKENS = {"modelled": 1_000, "embedded": 1_500}
 """About ten seconds each under load."""
+TEMPERATURES = (0.0, 0.8)
+"""Greedy, and drawn by a seed."""
+COMPARED_WITH = {
+    "modelled": "the definition of the engine's output, worked out outside of the cell",
+    "embedded": "the output of the same requests, one alone at a time, in the same cell before its first fault",
+}
+"""Every token of every request, as it comes."""
 
 
 async def prompts_for(cell: ChaosCell, seed: int) -> list[Prompt]:
@@ -26,7 +33,7 @@ async def prompts_for(cell: ChaosCell, seed: int) -> list[Prompt]:
         made = []
         for number, count in enumerate(counts):
             ids = [chance.randrange(2_000) for _ in range(chance.randrange(1, 60))]
-            made.append(await reference_of(client, ids, number, count))
+            made += [await reference_of(client, ids, number, count, temperature) for temperature in TEMPERATURES]
         return made
 
 

@@ -29,6 +29,7 @@ class Prompt:
     token_ids: tuple[int, ...]
     seed: int
     reference: tuple[int, ...]
+    temperature: float = 0.0
 
 
 class Reading:
@@ -125,6 +126,7 @@ class Reading:
             self._tally.repeated_tokens += max(len(received) - delta.start_index, 0)
             self._tally.lost_tokens += max(delta.start_index - len(received), 0)
         received += delta.token_ids
+        self._tally.tokens_compared += len(delta.token_ids)
         self.deltas += 1
         if tuple(received) != self.prompt.reference[: len(received)]:
             self._tally.spliced += 1

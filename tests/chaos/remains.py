@@ -21,8 +21,14 @@ class Remains:
 
     leaked_blocks: int = 0
     leaked_leases: int = 0
+    leaked_quarantines: int = 0
+    leaked_reservations: int = 0
+    """The last three in blocks, as the engines' own books have them."""
+    live_moves: int = 0
     live_requests: int = 0
     missing_workers: int = 0
+    broken_ways: int = 0
+    """From one worker to another, on which nothing moves."""
 
     def notes(self) -> list[str]:
         return [f"left over: {count} {name}" for name, count in asdict(self).items() if count]
@@ -44,8 +50,10 @@ async def remains_of(cell: ChaosCell) -> Remains:
         live = (view.active + view.held, sum(load.running + load.waiting for load in loads), await _at_routers(cell))
         found = Remains(
             leaked_blocks=sum(kv.total_blocks - kv.free_blocks for kv in pools),
-            leaked_leases=sum(kv.leased_blocks + kv.quarantined_blocks + kv.reserved_blocks for kv in pools)
-            + sum(worker.moving_in for worker in view.workers),
+            leaked_leases=sum(kv.leased_blocks for kv in pools),
+            leaked_quarantines=sum(kv.quarantined_blocks for kv in pools),
+            leaked_reservations=sum(kv.reserved_blocks for kv in pools),
+            live_moves=sum(worker.moving_in + worker.moving_out for worker in view.workers),
             live_requests=max(live),
             missing_workers=len(set(cell.workers) - set(present(view))),
         )

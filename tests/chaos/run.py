@@ -11,6 +11,8 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,12 @@ sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "tests" / "chaos")]
 from chaos import Chaos  # noqa: E402
 from chaos_cell import ChaosCell  # noqa: E402
 from client_load import Load  # noqa: E402
-from faults import FAULTS, schedule  # noqa: E402
-from prompts import prompts_for  # noqa: E402
+from faults import FAULTS, endless, schedule  # noqa: E402
+from move_count import MoveCount  # noqa: E402
+from move_faults import MOVE_FAULTS  # noqa: E402
+from orders import Orders  # noqa: E402
+from prompts import COMPARED_WITH, prompts_for  # noqa: E402
+from reach import unreached  # noqa: E402
 from remains import remains_of, wait_for_workers  # noqa: E402
 from summary import sum_of, summary_of, verdict_of  # noqa: E402
 
@@ -31,7 +37,14 @@ TRIES = 2
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    cell = ChaosCell(arguments.out / "run", arguments.engine, arguments.seed, arguments.workers, arguments.model)
+    cell = ChaosCell(
+        arguments.out / "run",
+        arguments.engine,
+        arguments.seed,
+        arguments.workers,
+        arguments.model,
+        arguments.transports,
+    )
     fired: Counter[str] = Counter()
     not_fired: Counter[str] = Counter()
     began = time.monotonic()
@@ -39,24 +52,56 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         await cell.start()
         await wait_for_workers(cell)
         prompts = await prompts_for(cell, arguments.seed)
-        async with Load(cell.router_addresses(), prompts, arguments.streams, arguments.seed) as load:
-            chaos = Chaos(cell, load, arguments.seed)
-            names = arguments.kinds or schedule(arguments.faults, arguments.seed)
-            for number, name in enumerate(names, 1):
+        async with (
+            Load(cell.router_addresses(), prompts, arguments.streams, arguments.seed) as load,
+            Orders(cell) as orders,
+            MoveCount(cell.metrics) as moves,
+        ):
+            chaos = Chaos(cell, load, orders, moves, arguments.seed)
+            for number, name in enumerate(names_of(arguments), 1):
                 (fired if await make(chaos, name, arguments.spacing) else not_fired)[name] += 1
-                if number % 10 == 0 or number == len(names):
-                    print(
-                        f"{number}/{len(names)} faults, {time.monotonic() - began:.0f} s: {load.tally.line()}",
-                        flush=True,
-                    )
+                if number % 10 == 0:
+                    print(progress(chaos, number, began), flush=True)
+                if arguments.moves and moves.done.total() >= arguments.moves:
+                    break
             await load.finish()
+            print(progress(chaos, fired.total() + not_fired.total(), began), flush=True)
+            broken = await unreached(chaos)
             tally = load.tally
-        remains = await remains_of(cell)
+        for way in broken:
+            tally.note(way)
+        remains = replace(await remains_of(cell), broken_ways=len(broken))
     finally:
         await cell.stop()
     (arguments.out / "silences.json").write_text(json.dumps([round(s, 3) for s in tally.silences.longest_s]))
-    about = {"engine": arguments.engine, "seed": arguments.seed, "wall_s": round(time.monotonic() - began, 1)}
-    return summary_of(tally, fired, not_fired, remains, **about)
+    about = about_of(arguments, began) | {"seed": arguments.seed}
+    by_kind = {
+        "faults": fired, "not_fired": not_fired, "moves": moves.done, "moves_failed": moves.failed, "kills": cell.kills
+    }  # fmt: skip
+    return summary_of(tally, by_kind, remains, **about)
+
+
+def names_of(arguments: argparse.Namespace) -> Iterable[str]:
+    """The faults in their order; without an end where moves are counted instead."""
+    if arguments.moves:
+        return endless(arguments.kinds or [fault.__name__ for fault in MOVE_FAULTS], arguments.seed)
+    names: list[str] = arguments.kinds or schedule(arguments.faults, arguments.seed)
+    return names
+
+
+def progress(chaos: Chaos, faults: int, began: float) -> str:
+    moves = ", ".join(f"{count} {kind}" for kind, count in sorted(chaos.moves.done.items()))
+    return f"{faults} faults, {time.monotonic() - began:.0f} s, {moves or 'no moves'}: {chaos.load.tally.line()}"
+
+
+def about_of(arguments: argparse.Namespace, began: float) -> dict[str, Any]:
+    return {
+        "engine": arguments.engine,
+        "compared_with": COMPARED_WITH[arguments.engine],
+        "transports": arguments.transports or "as the engine has them",
+        "moves_wanted": arguments.moves,
+        "wall_s": round(time.monotonic() - began, 1),
+    }
 
 
 async def make(chaos: Chaos, name: str, spacing: float) -> bool:
@@ -76,10 +121,10 @@ async def run_cells(arguments: argparse.Namespace) -> dict[str, Any]:
     folders = [arguments.out / f"cell-{number}" for number in range(arguments.cells)]
     parts = []
     for number, folder in enumerate(folders):
-        share = arguments.faults // arguments.cells + (number < arguments.faults % arguments.cells)
         options = {
             "--cells": 1,
-            "--faults": share,
+            "--faults": share_of(arguments.faults, arguments.cells, number),
+            "--moves": share_of(arguments.moves, arguments.cells, number),
             "--seed": arguments.seed + number,
             "--engine": arguments.engine,
             "--workers": arguments.workers,
@@ -89,6 +134,9 @@ async def run_cells(arguments: argparse.Namespace) -> dict[str, Any]:
             **({"--model": arguments.model} if arguments.model else {}),
         }
         words = [str(word) for option in options.items() for word in option]
+        for name in ("kinds", "transports"):
+            if values := getattr(arguments, name):
+                words += [f"--{name}", *values]
         parts.append(await asyncio.create_subprocess_exec(sys.executable, __file__, *words))
     statuses = [await part.wait() for part in parts]
     for number, folder in enumerate(folders):
@@ -96,14 +144,24 @@ async def run_cells(arguments: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit(f"cell {number} ended without a summary (exit status {statuses[number]})")
     summaries = [json.loads((folder / "summary.json").read_text()) for folder in folders]
     silences_s = [silence for folder in folders for silence in json.loads((folder / "silences.json").read_text())]
-    about = {"engine": arguments.engine, "cells": arguments.cells, "seed": arguments.seed}
-    return sum_of(summaries, silences_s, **about, wall_s=round(time.monotonic() - began, 1))
+    about = about_of(arguments, began) | {"cells": arguments.cells, "seed": arguments.seed}
+    return sum_of(summaries, silences_s, **about)
+
+
+def share_of(count: int, cells: int, number: int) -> int:
+    return count // cells + (number < count % cells)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=1_000)
     parser.add_argument("--kinds", nargs="*", choices=sorted(FAULTS), help="these, in this order, instead of --faults")
+    parser.add_argument(
+        "--moves", type=int, default=0, help="until so many are done, by --kinds in random order, again and again"
+    )
+    parser.add_argument(
+        "--transports", nargs="*", choices=["nixl", "grpc"], help="of caches; else as the engine has it"
+    )
     parser.add_argument("--cells", type=int, default=3, help="cells side by side, each with its part of the faults")
     parser.add_argument("--engine", choices=["modelled", "embedded"], default="modelled")
     parser.add_argument("--model", type=Path, help="checkpoint directory for the embedded engine")
@@ -115,7 +173,7 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "summary.json").unlink(missing_ok=True)
-    several = arguments.cells > 1 and not arguments.kinds
+    several = arguments.cells > 1 and (arguments.moves or not arguments.kinds)
     summary = asyncio.run(run_cells(arguments) if several else run(arguments))
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2))
     print(json.dumps(summary, indent=2))

@@ -13,22 +13,24 @@ from tally import Tally
 
 DAMAGE = (
     "lost_tokens", "repeated_tokens", "spliced", "failed_requests", "stuck_requests", "stalled_requests",
-    "unaccounted", "evicted_replacements", "missing_workers", "live_requests", "leaked_blocks", "leaked_leases",
+    "unaccounted", "evicted_replacements", "missing_workers", "live_requests", "live_moves", "leaked_blocks",
+    "leaked_leases", "leaked_quarantines", "leaked_reservations", "broken_ways",
 )  # fmt: skip
 """Every count must be zero."""
-COUNTS = ("requests", "finished", "cancelled", "slow_requests", "moves", *DAMAGE)
+COUNTS = ("flips", "requests", "finished", "cancelled", "tokens_compared", "slow_requests", *DAMAGE)
 FAULT_KEYS = ("faults", "not_fired")
+BY_KIND = (*FAULT_KEYS, "moves", "moves_failed", "kills")
 NOT_FIRED_SHARE = 0.05
 """A run that missed more of its faults than this proves too little."""
 
 
 def summary_of(
-    tally: Tally, fired: Mapping[str, int], not_fired: Mapping[str, int], remains: Remains, **about: Any
+    tally: Tally, by_kind: Mapping[str, Mapping[str, int]], remains: Remains, **about: Any
 ) -> dict[str, Any]:
+    """`by_kind`: of BY_KIND, what there is."""
     counts = {key: getattr(tally, key) for key in COUNTS if hasattr(tally, key)} | asdict(remains)
     return {
-        "faults": dict(sorted(fired.items())),
-        "not_fired": dict(sorted(not_fired.items())),
+        **{key: dict(sorted(by_kind.get(key, {}).items())) for key in BY_KIND},
         **about,
         **{key: counts[key] for key in COUNTS},
         "latency": latency(tally.silences.longest_s),
@@ -39,7 +41,7 @@ def summary_of(
 def sum_of(parts: Sequence[Mapping[str, Any]], silences_s: Iterable[float], **about: Any) -> dict[str, Any]:
     """Several cells' summaries as one."""
     return {
-        **{key: dict(sorted(sum((Counter(p[key]) for p in parts), Counter()).items())) for key in FAULT_KEYS},
+        **{key: dict(sorted(sum((Counter(p[key]) for p in parts), Counter()).items())) for key in BY_KIND},
         **about,
         **{key: sum(part[key] for part in parts) for key in COUNTS},
         "latency": latency(list(silences_s)),
@@ -61,6 +63,9 @@ def verdict_of(summary: Mapping[str, Any]) -> list[str]:
     """Why the run has failed; empty where it has not."""
     fired, missed = (sum(summary[key].values()) for key in FAULT_KEYS)
     wrong = [f"{key}: {summary[key]}" for key in DAMAGE if summary[key]]
+    done, wanted = sum(summary["moves"].values()), summary.get("moves_wanted", 0)
+    if done < wanted:
+        wrong.append(f"{done} of {wanted} moves were done")
     if missed > NOT_FIRED_SHARE * (fired + missed):
         wrong.append(f"{missed} of {fired + missed} faults did not fire")
     return wrong

@@ -62,8 +62,9 @@ class Tally:
     failed_requests: int = 0
     stuck_requests: int = 0
     resumed: int = 0
-    moves: int = 0
-    """Requests that went to another worker while a fault saw to it."""
+    flips: int = 0
+    """Roles that faults have changed."""
+    tokens_compared: int = 0
     not_durable: int = 0
     lost_tokens: int = 0
     repeated_tokens: int = 0

@@ -13,7 +13,8 @@ sys.path.append(str(Path(__file__).parent))
 
 import run
 from chaos import Chaos
-from faults import FAULTS
+from faults import FAULTS, endless
+from move_count import MoveCount
 from reading import Prompt, Reading
 from remains import Remains
 from summary import DAMAGE, sum_of, summary_of, verdict_of
@@ -21,7 +22,7 @@ from tally import Silences, Tally
 
 from hyperflexis_client import Unavailable
 
-NONE: Any = {}
+ONE = {"faults": {"run_lost": 1}}
 
 
 class NoPause:
@@ -51,13 +52,15 @@ async def test_a_fault_is_tried_twice_at_most(answers: list[bool], monkeypatch: 
 
 def test_a_run_that_misses_its_faults_fails() -> None:
     for missed, fails in ((5, False), (6, True)):
-        summary = summary_of(Tally(), {"run_lost": 100 - missed}, {"run_lost": missed}, Remains())
+        summary = summary_of(
+            Tally(), {"faults": {"run_lost": 100 - missed}, "not_fired": {"run_lost": missed}}, Remains()
+        )
         assert bool(verdict_of(summary)) is fails
 
 
 @pytest.mark.parametrize("key", DAMAGE)
 def test_each_count_of_damage_fails_the_run(key: str) -> None:
-    summary = summary_of(Tally(), {"run_lost": 1}, NONE, Remains())
+    summary = summary_of(Tally(), ONE, Remains())
     assert verdict_of(summary) == []
     assert verdict_of(summary | {key: 1}) == [f"{key}: 1"]
     assert verdict_of(sum_of([summary, summary | {key: 1}], [0.1])) == [f"{key}: 1"]
@@ -95,7 +98,37 @@ def test_slow_is_told_and_stalled_is_damage() -> None:
     tally = Tally()
     for counted_s in (1.0, 21.0, 31.0):
         tally.silences.add(50.0, counted_s)
-    summary = summary_of(tally, {"run_lost": 1}, NONE, Remains())
+    summary = summary_of(tally, ONE, Remains())
     assert (summary["slow_requests"], summary["stalled_requests"]) == (2, 1)
     assert summary["latency"] == {"p50_gap_s": 50.0, "p99_gap_s": 50.0, "max_gap_s": 50.0}
     assert verdict_of(summary) == ["stalled_requests: 1"]
+
+
+def test_a_run_that_was_to_see_moves_fails_without_them() -> None:
+    def summary(done: int) -> dict[str, Any]:
+        by_kind = {**ONE, "moves": {"hand_offs": 4, "migrations": done - 4}}
+        return summary_of(Tally(), by_kind, Remains(), moves_wanted=10)
+
+    assert verdict_of(summary(10)) == []
+    assert verdict_of(summary(9)) == ["9 of 10 moves were done"]
+    assert verdict_of(sum_of([summary(4), summary(6)], [], moves_wanted=10)) == []
+
+
+def test_moves_are_counted_once_whoever_leads() -> None:
+    def text(done: int, flips: int = 0) -> str:
+        counter = 'hyperflexis_scheduler_moves_{}_total{{reason="{}"}} {:.1f}\n'
+        return counter.format("done", "operator", done) + counter.format("failed", "no_link", flips)
+
+    count = MoveCount({"a": 1, "b": 2})
+    for name, told in (("a", text(3)), ("b", ""), ("a", text(5, 1)), ("a", ""), ("b", text(1)), ("a", text(2, 1))):
+        count.take(name, told)  # a leads, then b, then a again
+    count.take("b", text(4))
+    count.take("b", text(2))  # a new leader that was quick
+    assert dict(count.done) == {"migrations": 5 + 2 + 4 + 2}
+    assert dict(count.failed) == {"no_link": 2}
+
+
+def test_kinds_come_again_and_again_each_as_often() -> None:
+    names = endless(["a", "a", "b"], seed=1)
+    seen = [next(names) for _ in range(30)]
+    assert seen.count("a") == 20 and {tuple(sorted(seen[at : at + 3])) for at in range(0, 30, 3)} == {("a", "a", "b")}

@@ -24,7 +24,9 @@ async def kill_engine(chaos: Chaos) -> bool:
     pid = await _engine(chaos, name)
     mark = chaos.cell.mark(name)
     killed = pid is not None and send(pid, signal.SIGKILL)
-    return killed and await mark.saw("the engine died", f"{pid}", timeout_s=EFFECT_S)
+    dead = killed and await mark.saw("the engine died", f"{pid}", timeout_s=EFFECT_S)
+    chaos.cell.kills["engine"] += dead
+    return dead
 
 
 async def stop_engine(chaos: Chaos) -> bool:

@@ -8,6 +8,7 @@ import os
 import random
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,15 @@ class ChaosCell:
     """Redis, two schedulers, two routers, three workers. Every name can be killed, stopped and started again."""
 
     def __init__(
-        self, directory: Path, engine: str, seed: int, workers: int = 3, model_dir: Path | None = None
+        self,
+        directory: Path,
+        engine: str,
+        seed: int,
+        workers: int = 3,
+        model_dir: Path | None = None,
+        transports: list[str] | None = None,
     ) -> None:
+        """`transports`: by which caches move; None = as the engine has it."""
         self.directory = directory
         self.engine = engine
         self.chance = random.Random(seed)
@@ -38,6 +46,11 @@ class ChaosCell:
         self.schedulers = ["scheduler-0", "scheduler-1"]
         self.routers = ["router-0", "router-1"]
         self.retired: list[Child] = []
+        self.kills: Counter[str] = Counter()
+        """By service, engines among them."""
+        self.metrics: dict[str, int] = {}
+        """Ports of the schedulers'."""
+        self._transports = transports
         self._model = {
             **MODEL,
             **({"path": str(model_dir), "context_length": 2_048, "vocab_size": 2_048} if model_dir else {}),
@@ -49,7 +62,9 @@ class ChaosCell:
     async def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         names = ["redis", *self.schedulers, *self.routers, *self.workers]
-        self._ports = dict(zip(names, free_ports(len(names)), strict=True))
+        ports = free_ports(len(names) + len(self.schedulers))
+        self._ports = dict(zip(names, ports, strict=False))
+        self.metrics = dict(zip(self.schedulers, ports[len(names) :], strict=True))
         for name in (*self.schedulers, *self.workers, *self.routers):
             self.proxies[name] = TcpProxy(f"127.0.0.1:{self._ports[name]}")
             await self.proxies[name].start()
@@ -85,6 +100,7 @@ class ChaosCell:
                 "time_scale": 20.0,
                 "dtype": "float64",
                 "stop_grace_s": 1.0,
+                **({"kv_transports": self._transports} if self._transports else {}),
             },
         }
 
@@ -133,6 +149,7 @@ class ChaosCell:
             "HYPERFLEXIS_FAULTS": faults,
             "HYPERFLEXIS_CLOCK_OFFSET_US": str(self.chance.randrange(2 * SKEW_US)),
             "OMP_NUM_THREADS": "1",
+            **({"HYPERFLEXIS_SCHEDULER_METRICS_PORT": str(self.metrics[name])} if name in self.metrics else {}),
         }
         return Child(name, command, self.directory / f"{name}.log", environment)
 
@@ -158,7 +175,9 @@ class ChaosCell:
         child = self.children[name]
         ran = self.signal(name, signal.SIGKILL)
         await child.wait()
-        return ran and child.state == "killed by SIGKILL"
+        killed = ran and child.state == "killed by SIGKILL"
+        self.kills[name.partition("-")[0]] += killed
+        return killed
 
     async def respawn(self, name: str, faults: str = "signals") -> bool:
         """A new process at the old address; the old one is killed if it still runs: True where it was."""

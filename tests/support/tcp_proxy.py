@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Literal
 
 Way = Literal["to_server", "to_client"]
+Whom = Callable[[int], bool]
+"""Picks connections by the port that they were dialled from."""
+
+
+def everybody(port: int) -> bool:
+    return True
+
+
+def nobody(port: int) -> bool:
+    return False
 
 
 class TcpProxy:
@@ -22,8 +33,9 @@ class TcpProxy:
         for gate in self._gates.values():
             gate.set()
         self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[None]] = set()
-        self._refusing = False
+        self._connections: dict[asyncio.Task[None], int] = {}
+        self._refused: Whom = nobody
+        self._held: dict[Way, Whom] = {"to_server": everybody, "to_client": everybody}
         self.held: dict[Way, int] = {"to_server": 0, "to_client": 0}
         self.broken = 0
         self.address = ""
@@ -39,53 +51,56 @@ class TcpProxy:
         self.reset()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
-    def hold(self, way: Way) -> None:
-        """From now on nothing passes that way, on any connection; the other way goes on."""
+    def hold(self, way: Way, whom: Whom = everybody) -> None:
+        """From now on nothing passes that way, on any connection of theirs; the other way goes on."""
+        self._held[way] = whom
         self._gates[way].clear()
 
     def release(self, way: Way) -> None:
         """What was held passes, in order."""
         self._gates[way].set()
 
-    def reset(self) -> None:
-        """Breaks every connection: what was under way is lost."""
-        self.broken += len(self._connections)
-        for connection in self._connections:
+    def reset(self, whom: Whom = everybody) -> None:
+        """Breaks every connection of theirs: what was under way is lost."""
+        found = [connection for connection, port in self._connections.items() if whom(port)]
+        self.broken += len(found)
+        for connection in found:
             connection.cancel()
 
-    def refuse(self) -> None:
-        """Breaks every connection, and each new one at once."""
-        self._refusing = True
-        self.reset()
+    def refuse(self, whom: Whom = everybody) -> None:
+        """Breaks every connection of theirs, and each new one at once."""
+        self._refused = whom
+        self.reset(whom)
 
     def accept(self) -> None:
-        self._refusing = False
+        self._refused = nobody
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if self._refusing:
+        port = writer.get_extra_info("peername")[1]
+        if self._refused(port):
             writer.transport.abort()
             return
-        self._connections.add(task)
+        self._connections[task] = port
         up: asyncio.StreamWriter | None = None
         try:
             server_reader, up = await asyncio.open_connection(self._host, self._port)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, up, "to_server"))
-                pumps.create_task(self._pump(server_reader, writer, "to_client"))
+                pumps.create_task(self._pump(reader, up, "to_server", port))
+                pumps.create_task(self._pump(server_reader, writer, "to_client", port))
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._connections.discard(task)
+            self._connections.pop(task, None)
             for end in (writer, up):
                 if end is not None:
                     with contextlib.suppress(Exception):
                         end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way, port: int) -> None:
         while data := await reader.read(1 << 16):
-            if not self._gates[way].is_set():
+            if not self._gates[way].is_set() and self._held[way](port):
                 self.held[way] += 1
                 await self._gates[way].wait()
             writer.write(data)
