@@ -57,8 +57,8 @@ def move_frame(effect: Effect, now_us: int) -> frames.ToEngine | None:
             return kv_frames.Unreserve(request_id, *attempt)
         case LinkEngine(engine, metadata):
             return kv_frames.LinkPeer(engine, metadata)
-        case PullBlocks(number, request_id, attempt, engine, lease_id, first, blocks, within_us):
-            return kv_frames.Pull(number, request_id, *attempt, engine, lease_id, first, list(blocks), within_us)
+        case PullBlocks(number, request_id, attempt, engine, lease_id, first, blocks, within_us, last):
+            return kv_frames.Pull(number, request_id, *attempt, engine, lease_id, first, list(blocks), within_us, last)
         case AttachSequence(number, sequence, computed):
             return frames.Attach(add_frame(number, sequence, now_us), computed)
     return None

@@ -246,6 +246,7 @@ class Arrivals:
                 first,
                 blocks,
                 within_us,
+                arrival.final,
             )
         )
 

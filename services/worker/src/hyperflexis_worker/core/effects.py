@@ -100,6 +100,8 @@ class PullBlocks:
     first_block: int
     blocks: Rows[int]
     within_us: int
+    last: bool
+    """The request stands still until they are here."""
 
 
 @dataclass(frozen=True, slots=True)

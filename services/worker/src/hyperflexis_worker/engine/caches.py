@@ -223,7 +223,8 @@ class Caches:
             return
         transfer = self.holds.post(local, due_us + WEDGED_AFTER_US)
         self._pulling[transfer.transfer_id] = _Pulling(command, local, due_us)
-        read = Read(transfer.transfer_id, command.peer, command.lease_id, tuple(command.blocks), local, due_us)
+        remote, last = tuple(command.blocks), command.last
+        read = Read(transfer.transfer_id, command.peer, command.lease_id, remote, local, due_us, last)
         if not self._mover.order(read):
             self._over(ReadOver(transfer.transfer_id, error=self._refusal))
 

@@ -77,6 +77,8 @@ class Pull(msgspec.Struct, tag=True, frozen=True):
     """Of the peer."""
     within_us: int
     """From now on; a transfer that takes longer has failed, though its blocks stay quarantined until it is over."""
+    last: bool = False
+    """The request stands still until they are here."""
 
 
 class Unreserve(msgspec.Struct, tag=True, frozen=True):

@@ -90,6 +90,10 @@ class Links:
             raise LinkError(f"no link to {peer}")
         return link.transport if link.up and not link.closing else None
 
+    def gigabytes_per_s(self, peer: str) -> float:
+        """Of a link that is up, as its warm-up read measured it."""
+        return self._links[peer].rate
+
     def began(self, peer: str) -> None:
         self._links[peer].reads += 1
 

@@ -5,12 +5,12 @@ No thread and no waiting in here: kv/mover_thread.py gives it turns while someth
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from hyperflexis_common.clock import Clock
+from hyperflexis_worker.core.read_order import IN_FLIGHT_US, ReadOrder
 from hyperflexis_worker.engine import kv_frames as kv
 from hyperflexis_worker.kv.links import Links
 from hyperflexis_worker.kv.peer_metadata import PeerMetadata
@@ -19,16 +19,28 @@ from hyperflexis_worker.kv.transfers import Forget, News, Order, Read, ReadOver
 from hyperflexis_worker.kv.transport import LinkError, Progress, Transport
 
 
-@dataclass(slots=True)
-class _Active:
+@dataclass(slots=True, eq=False)
+class _Reading:
     read: Read
-    transport: Transport
-    handle: int
-    began_us: int
+    transport: Transport | None = None
+    """Once some of it has begun."""
+    began_us: int = 0
+    begun: int = 0
+    """Blocks."""
+    handles: list[int] = field(default_factory=list)
+    """Of its pieces that are under way."""
+    error: str = ""
+    """No more of it begins."""
+    failed: bool = False
+
+    @property
+    def whole(self) -> bool:
+        return self.begun == len(self.read.local)
 
 
 class Mover:
-    """The transports of one engine, best first. `tell` gets the news."""
+    """The transports of one engine, best first. `tell` gets the news. `at_once`: pieces under way at most, over all
+    links."""
 
     def __init__(
         self,
@@ -39,24 +51,28 @@ class Mover:
         at_once: int,
     ) -> None:
         self._transports = transports
+        self._block_bytes = own.block_bytes
         self._clock = clock
         self._tell = tell
         self._at_once = at_once
         self._links = Links(own, transports, clock, tell)
-        self._waiting: deque[Read] = deque()
-        self._active: list[_Active] = []
+        self._waiting: ReadOrder[_Reading] = ReadOrder()
+        self._active: list[_Reading] = []
+        self._free = at_once
 
     @property
     def moving(self) -> bool:
         """Something is to be polled."""
-        return bool(self._active or self._waiting) or self._links.moving
+        return bool(self._active or len(self._waiting)) or self._links.moving
 
     def take(self, order: Order) -> None:
         match order:
             case Read():
-                self._waiting.append(order)
+                self._waiting.add(_Reading(order), order.last)
             case Forget(transfer_id):
-                self._forget(transfer_id)
+                for reading in self._waiting:
+                    if reading.read.transfer_id == transfer_id:
+                        self._break_off(reading, "no longer wanted")
             case kv.LinkPeer():
                 self._links.order(order)
             case kv.FetchedBytes():
@@ -67,54 +83,89 @@ class Mover:
     def turn(self) -> bool:
         """Polls what is under way and begins what waits. True where something came to its end."""
         self._links.turn()
-        over = False
-        for active in list(self._active):
-            progress = active.transport.poll(active.handle)
-            if progress is not Progress.PENDING:
-                over = True
-                self._active.remove(active)
-                self._over(active, progress is Progress.FAILED)
-        for _ in range(len(self._waiting)):
-            read = self._waiting.popleft()
-            if not self._begin(read):
-                self._waiting.append(read)
-        return over
+        over = sum([self._look(reading) for reading in list(self._active)])
+        for reading in self._waiting:
+            self._go_on(reading)
+        return over > 0
 
     def close(self) -> bool:
         """False where something may still write to the pool: neither it nor the transports may be let go."""
-        while self._waiting:
-            self._tell(ReadOver(self._waiting.popleft().transfer_id, error="the engine stops"))
+        for reading in self._waiting:
+            self._break_off(reading, "the engine stops")
         if not self._links.close() or self._active:
             return False
         for transport in self._transports:
             transport.close()
         return True
 
-    def _forget(self, transfer_id: int) -> None:
-        for read in [read for read in self._waiting if read.transfer_id == transfer_id]:
-            self._waiting.remove(read)
-            self._tell(ReadOver(transfer_id, error="no longer wanted"))
+    def _look(self, reading: _Reading) -> int:
+        """How many of its pieces have come to their end."""
+        transport, over = reading.transport, 0
+        assert transport is not None
+        for handle in list(reading.handles):
+            progress = transport.poll(handle)
+            if progress is Progress.PENDING:
+                continue
+            over += 1
+            self._free += 1
+            reading.handles.remove(handle)
+            if progress is Progress.FAILED:
+                reading.failed, reading.error = True, "the transfer failed"
+        if over and reading.error:
+            self._break_off(reading, reading.error)
+        elif over and reading.whole and not reading.handles:
+            self._over(reading)
+        return over
 
-    def _begin(self, read: Read) -> bool:
-        """False where it has to wait."""
-        now_us = self._clock.now_us()
-        if now_us >= read.due_us:
-            self._tell(ReadOver(read.transfer_id, error="its time was over before it began"))
-            return True
+    def _go_on(self, reading: _Reading) -> None:
+        """Begins as much of it as may be."""
+        read = reading.read
+        if self._clock.now_us() >= read.due_us:
+            when = "it ended" if reading.begun else "it began"
+            self._break_off(reading, f"its time was over before {when}")
+            return
         try:
-            transport = self._links.transport(read.peer)
-            if transport is None or len(self._active) >= self._at_once:
-                return False
-            handle = transport.post(read.peer, read.lease_id, read.remote, read.local)
+            transport = reading.transport or self._links.transport(read.peer)
+            if transport is None:
+                return
+            # Pre-copies leave slots to each other: one slow peer must not have them all.
+            blocks, pieces = (len(read.local), 1) if read.last else (self._piece(read.peer), max(self._at_once // 2, 1))
+            while self._free and len(reading.handles) < pieces and not reading.whole:
+                self._begin(reading, transport, blocks)
         except LinkError as error:
-            self._tell(ReadOver(read.transfer_id, error=str(error)))
-            return True
-        self._links.began(read.peer)
-        self._active.append(_Active(read, transport, handle, now_us))
-        return True
+            self._break_off(reading, str(error))
 
-    def _over(self, active: _Active, failed: bool) -> None:
-        took_us = self._clock.now_us() - active.began_us
-        error = "the transfer failed" if failed else ""
-        self._tell(ReadOver(active.read.transfer_id, active.transport.name, took_us, error))
-        self._links.ended(active.read.peer, failed)
+    def _piece(self, peer: str) -> int:
+        """Blocks, of which this engine's slots full are under way for IN_FLIGHT_US."""
+        in_flight = self._links.gigabytes_per_s(peer) * 1_000 * IN_FLIGHT_US
+        return max(int(in_flight / (self._at_once * self._block_bytes)), 1)
+
+    def _begin(self, reading: _Reading, transport: Transport, blocks: int) -> None:
+        read, piece = reading.read, slice(reading.begun, reading.begun + blocks)
+        reading.handles.append(transport.post(read.peer, read.lease_id, read.remote[piece], read.local[piece]))
+        if reading.transport is None:
+            reading.transport, reading.began_us = transport, self._clock.now_us()
+            self._links.began(read.peer)
+            self._active.append(reading)
+        self._free -= 1
+        reading.begun += len(read.local[piece])
+        self._waiting.began(reading)
+        if reading.whole:
+            self._waiting.remove(reading)
+
+    def _break_off(self, reading: _Reading, why: str) -> None:
+        """No more of it begins; it is over once what is under way is."""
+        reading.error = reading.error or why
+        self._waiting.remove(reading)
+        if not reading.handles:
+            self._over(reading)
+
+    def _over(self, reading: _Reading) -> None:
+        transfer_id = reading.read.transfer_id
+        if reading.transport is None:
+            self._tell(ReadOver(transfer_id, error=reading.error))
+            return
+        self._active.remove(reading)
+        took_us = self._clock.now_us() - reading.began_us
+        self._tell(ReadOver(transfer_id, reading.transport.name, took_us, reading.error))
+        self._links.ended(reading.read.peer, reading.failed)

@@ -18,12 +18,14 @@ class Read:
     remote: tuple[int, ...]
     local: tuple[int, ...]
     due_us: int
-    """It is not begun any more after this."""
+    """Nothing of it is begun any more after this."""
+    last: bool = False
+    """A stopped request waits for it: it overtakes those for which none does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Nobody wants this read any more: it is not begun, if it is not under way."""
+    """Nobody wants this read any more: what of it is not under way does not begin."""
 
     transfer_id: int
 
