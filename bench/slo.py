@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from slo_selection import Job, default_jobs, disaggregated_jobs, full_jobs, narr
 from slo_targets import verdicts
 
 from hyperflexis_cli.load_report import NOTES, render_load_report
+from hyperflexis_sim.wires import NVLINK_GBPS
 
 WRITE_EVERY_S = 10.0
 SELECTIONS = {
@@ -129,6 +131,8 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
     parser.add_argument("--only", type=_words, default=[], help="environments like mix_poisson or mix_poisson/h200/4")
     parser.add_argument("--policies", type=_words, default=[], help="with commas; `hyperflexis simulate --policy list`")
     parser.add_argument("--seeds", type=int, help="for every policy; default: by selection")
+    parser.add_argument("--loads", type=_numbers, default=[], help="with commas, of those that the selection has")
+    parser.add_argument("--gbps", type=float, default=NVLINK_GBPS, help="of the links on which KV moves")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
     parser.add_argument("--out", type=Path, default=Path("build/bench/slo.json"))
@@ -142,7 +146,9 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
         jobs = narrowed(SELECTIONS[arguments.selection](), arguments.only, arguments.policies, arguments.seeds)
     except ValueError as error:
         parser.error(str(error))
-    return arguments, jobs
+    if arguments.loads:
+        jobs = [job for job in jobs if job.load in arguments.loads] or parser.error("--loads: none of the selection's")
+    return arguments, [replace(job, environment=replace(job.environment, gbps=arguments.gbps)) for job in jobs]
 
 
 def main() -> None:
@@ -191,6 +197,10 @@ def _notes(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(word) for word in _words(text)]
 
 
 if __name__ == "__main__":

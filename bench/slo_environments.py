@@ -12,6 +12,7 @@ from typing import Any
 from hyperflexis_cli.trace import TraceRow, read_trace
 from hyperflexis_sim.experiment import Experiment
 from hyperflexis_sim.tiers import FOUR_TASKS, LONG_CONTEXT, Promise
+from hyperflexis_sim.wires import NVLINK_GBPS, WireRules
 from hyperflexis_sim.workload import Workload, draw_mix, from_trace
 
 TASKS = {
@@ -58,6 +59,8 @@ class Environment:
     slice_s: float | None = 120.0
     """Of a mix, how long requests arrive; a trace is cut there where `cut_traces` says so."""
     cut_traces: bool = False
+    gbps: float = NVLINK_GBPS
+    """Of the links on which KV moves."""
 
     @property
     def name(self) -> str:
@@ -88,8 +91,9 @@ class Environment:
         workload = self.workload(directory, rate, seed)
         profile = PROFILES[self.gpu]
         return Experiment(
-            self.trace, workload, self.promises, profile, self.workers, policy, load, seed, scored_s=scored_s
-        )
+            self.trace, workload, self.promises, profile, self.workers, policy, load, seed, scored_s=scored_s,
+            wires=WireRules(gbps=self.gbps),
+        )  # fmt: skip
 
 
 def all_environments() -> Iterator[Environment]:

@@ -17,9 +17,9 @@ from hyperflexis_scheduler.core.roles import RoleController, RoleRules
 from hyperflexis_sim.decode_book import DecodeBook
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.engine import SimEngine
-from hyperflexis_sim.moves import At, Moves, MoveState
+from hyperflexis_sim.moves import Moves, MoveState
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_sim.wires import WireRules, Wires
+from hyperflexis_sim.wires import At, WireRules, Wires
 from hyperflexis_worker.core.output_lengths import OutputLengths
 
 ROUND_US = 100_000.0
@@ -63,7 +63,7 @@ class Disaggregation:
         self.engines = engines
         self.loads = loads
         self.book = DecodeBook(loads, lengths)
-        self.moves = Moves(engines, Wires(wires), at, renew)
+        self.moves = Moves(engines, Wires(wires, at), at, renew)
         self.moves.on_over = self._over
         self.links = Links(wires.between_gbps, wires.setup_us)
         self.placement = plan.placement(wires.bytes_per_token)

@@ -2,26 +2,25 @@
 
 The target reserves room, then reads full blocks while the source goes on, prefill included; once at most two blocks are
 missing, the source lets go at the end of a step, the target reads what is left and decodes on. Whoever ends, loses its
-blocks or outgrows what was reserved before that stays where it is.
+blocks or outgrows what was reserved before that stays where it is. That last read overtakes those of requests that have
+not been stopped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_sim.wires import Wires
+from hyperflexis_sim.wires import At, Wires
 
 BLOCK_TOKENS = 64
 LAST_TOKENS = 2 * BLOCK_TOKENS
 """What may be left to read when the source lets go."""
 SPARE_TOKENS = LAST_TOKENS
 """Reserved beyond its context as it is, for what it makes meanwhile."""
-
-At = Callable[..., None]
-"""(time, action, arguments): later, in order."""
 
 
 @dataclass(slots=True, eq=False)
@@ -106,8 +105,8 @@ class Moves:
         if move.pulling or ready <= move.pulled:
             return
         move.pulling = True
-        end_us = self._wires.read(move.source, move.target, ready - move.pulled, now_us)
-        self._at(end_us, self._pulled, move, ready)
+        tokens = ready - move.pulled
+        self._wires.read(move.source, move.target, tokens, False, now_us, partial(self._pulled, move, ready))
 
     def _pulled(self, move: MoveState, ready: int, now_us: float) -> None:
         move.pulling = False
@@ -137,8 +136,8 @@ class Moves:
             return
         self._engines[move.source].moves.let_go(move.request)
         move.stopped = True
-        end_us = self._wires.read(move.source, move.target, context - move.pulled, now_us)
-        self._at(end_us, self._arrived, move, context)
+        tokens = context - move.pulled
+        self._wires.read(move.source, move.target, tokens, True, now_us, partial(self._arrived, move, context))
 
     def _arrived(self, move: MoveState, context: int, now_us: float) -> None:
         request = move.request
