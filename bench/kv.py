@@ -28,6 +28,8 @@ from typing import Any
 
 import grpc
 import numpy as np
+from kv_last_reads import Reader
+from kv_last_reads import row as last_read_row
 from live_moves import rows as live_rows
 
 from hyperflexis_common.clock import SystemClock
@@ -112,9 +114,10 @@ class GrpcPath:
         options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self._call: Any = grpc.insecure_channel(address, options=options).unary_unary(METHOD, **RAW)
         self._answers: queue.Queue[kv.FetchedBytes] = queue.Queue()
-        self.transport = RelayTransport(storage, SystemClock(), self._ask)
+        self.answer: Callable[[kv.FetchedBytes], object] = self._answers.put
+        self.transport = RelayTransport(storage, SystemClock(), self.ask)
 
-    def _ask(self, fetch: kv.FetchBytes) -> None:
+    def ask(self, fetch: kv.FetchBytes) -> None:
         request = frames.encode(kv.ReadBlocks(fetch.number, fetch.lease_id, fetch.blocks))
         self._call.future(request).add_done_callback(lambda call: self._answer(fetch.number, call.result()))
 
@@ -124,7 +127,7 @@ class GrpcPath:
         packed = frames.encode(kv.FetchedBytes(number, answer.data))
         fetched = frames.decode_to_engine(packed[frames.HEADER.size :])
         assert isinstance(fetched, kv.FetchedBytes)
-        self._answers.put(fetched)
+        self.answer(fetched)
 
     def wait(self) -> None:
         self.transport.fetched(self._answers.get(timeout=60))
@@ -150,6 +153,7 @@ def target(name: str, block_bytes: int, repeats: int) -> list[dict[str, Any]]:
     wait: Callable[[], None] = lambda: time.sleep(0.00005)  # noqa: E731
     metadata = b""
     transport: Transport
+    path: GrpcPath | None = None
     if name != "grpc":
         transport = NixlTransport("target", storage)
         made_s = time.perf_counter() - began
@@ -186,9 +190,21 @@ def target(name: str, block_bytes: int, repeats: int) -> list[dict[str, Any]]:
         )
     transport.disconnect("source")
     transport.close()
+    reader = reader_of(storage, metadata, path)
+    reader.link()
+    rows.append(last_read_row(reader, storage.total, storage.total // 2 - 1, repeats, {**common, "wire": wire}))
+    reader.close()
     source.kill()
     source.communicate()
     return rows
+
+
+def reader_of(storage: HostStorage, metadata: bytes, path: GrpcPath | None) -> Reader:
+    if path is None:
+        return Reader(storage, lambda tell: NixlTransport("target", storage), {"nixl": metadata}, lambda fetch: None)
+    reader = Reader(storage, lambda tell: RelayTransport(storage, SystemClock(), tell), {"grpc": b""}, path.ask)
+    path.answer = reader.order
+    return reader
 
 
 def plain_copy(blocks: Any, into: Any) -> float:

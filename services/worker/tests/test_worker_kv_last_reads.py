@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from memory_wire import MemoryWire, Move
 from mover_end import End
 
-from hyperflexis_worker.core.read_order import IN_FLIGHT_US, OVERTAKES
+from hyperflexis_worker.core.read_order import IN_FLIGHT_US, OVERTAKES, PIECE_BYTES
 from hyperflexis_worker.kv.transfers import Forget, Read, ReadOver
 
 DUE_US = 10**12
@@ -22,7 +22,7 @@ def pair(wire: MemoryWire, piece_blocks: int, at_once: int = 4) -> tuple[End, En
     a, b = (End(name, wire, at_once=at_once, total=BLOCKS) for name in "ab")
     b.storage.write(range(BLOCKS), b"".join(bytes([block]) * 64 for block in range(BLOCKS)))
     a.link(b)
-    a.mover._links._links["b"].rate = (piece_blocks + 0.5) * at_once * 64 / (IN_FLIGHT_US * 1_000)
+    a.mover._piece = lambda peer: piece_blocks  # type: ignore[method-assign]
     return a, b
 
 
@@ -58,6 +58,25 @@ def test_a_pre_copy_goes_in_pieces_and_leaves_slots_to_others() -> None:
     assert not a.mover.moving and a.mover.close()
 
 
+def test_a_piece_is_as_long_as_the_link_is_fast() -> None:
+    wire = MemoryWire()
+    a, b = (End(name, wire, at_once=4) for name in "ab")
+    a.link(b)
+    bytes_of = lambda: a.mover._piece("b") * 64  # noqa: E731
+    link = a.mover._links._links["b"]
+    link.rate = 25.0
+    assert bytes_of() * 4 / 25e3 == pytest.approx(IN_FLIGHT_US, rel=0.01)
+    link.rate = 0.1
+    assert bytes_of() == PIECE_BYTES
+    wire.held = True
+    link.rate = 1e3
+    a.order(a.read(1, b, tuple(range(4))))
+    a.clock.advance(1)
+    wire.moves[0].move()
+    a.turns()
+    assert link.rate == pytest.approx(0.75e3 + 0.25 * 4 * 64 / 1_000)  # what has been read, in a microsecond
+
+
 def test_a_last_read_has_the_next_slot_and_goes_whole() -> None:
     wire = MemoryWire(held=True)
     a, _ = pair(wire, 2)
@@ -66,9 +85,13 @@ def test_a_last_read_has_the_next_slot_and_goes_whole() -> None:
     assert a.order(read(3, 40, 5, last=True)) == []
     wire.moves[1].move()
     a.turns()
-    assert wire.moves[-1].local == (40, 41, 42, 43, 44)
-    wire.moves[-1].move()
-    assert [one.transfer_id for one in a.turns()] == [3]
+    last = wire.moves[-1]
+    assert last.local == (40, 41, 42, 43, 44)
+    wire.moves[0].move()
+    a.turns()
+    assert wire.moves[-1] is last, "a pre-copy shares its link with it"
+    last.move()
+    assert [one.transfer_id for one in a.turns()] == [3] and len(under_way(wire)) == 4
 
 
 @pytest.mark.parametrize("end", ["fails", "is forgotten", "is late", "stops"])

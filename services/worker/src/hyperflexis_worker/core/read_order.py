@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 IN_FLIGHT_US = 4_000
-"""What of pre-copies is under way at once takes so long on its link, a few blocks at least: longer, and a last read
-waits; shorter, and a link waits for us."""
+"""What of pre-copies is under way at once takes so long on its link: longer, and a last read waits."""
+PIECE_BYTES = 2**20
+"""A piece of a pre-copy has as many at least: fewer, and the link waits for us."""
 OVERTAKES = 16
 """After so many last reads one piece of those that they overtook goes first: nobody waits for ever."""
 
@@ -31,9 +32,14 @@ class ReadOrder(Generic[Read]):
 
     def __iter__(self) -> Iterator[Read]:
         """Who may go, best first, as they are now."""
-        if self._overtaken >= OVERTAKES:
+        if self.others_first:
             return iter([*self._others, *self._last])
         return iter([*self._last, *self._others])
+
+    @property
+    def others_first(self) -> bool:
+        """They have been overtaken often enough."""
+        return self._overtaken >= OVERTAKES
 
     def add(self, read: Read, last: bool) -> None:
         (self._last if last else self._others).append(read)

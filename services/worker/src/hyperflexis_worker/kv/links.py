@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 PROBE_LEASE = 0
 PROBE_LIMIT_US = 5_000_000
 PROBE_BYTES = 16 * 2**20
+LEARNED = 0.25
+"""Of what a read says of a link's rate."""
 PROBE_BLOCKS = 256
 """The measured read is that large, or has so many blocks, whichever is less."""
 
@@ -91,8 +93,13 @@ class Links:
         return link.transport if link.up and not link.closing else None
 
     def gigabytes_per_s(self, peer: str) -> float:
-        """Of a link that is up, as its warm-up read measured it."""
+        """Of a link that is up, as its warm-up read and what was read since have measured it."""
         return self._links[peer].rate
+
+    def measured(self, peer: str, gigabytes_per_s: float) -> None:
+        """By a read. The warm-up reads one block again and again, which caches make too fast, a busy host too slow."""
+        link = self._links[peer]
+        link.rate += (gigabytes_per_s - link.rate) * LEARNED
 
     def began(self, peer: str) -> None:
         self._links[peer].reads += 1

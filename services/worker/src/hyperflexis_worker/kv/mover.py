@@ -10,13 +10,20 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
 from hyperflexis_common.clock import Clock
-from hyperflexis_worker.core.read_order import IN_FLIGHT_US, ReadOrder
+from hyperflexis_worker.core.read_order import IN_FLIGHT_US, PIECE_BYTES, ReadOrder
 from hyperflexis_worker.engine import kv_frames as kv
 from hyperflexis_worker.kv.links import Links
 from hyperflexis_worker.kv.peer_metadata import PeerMetadata
 from hyperflexis_worker.kv.relay import RelayTransport
 from hyperflexis_worker.kv.transfers import Forget, News, Order, Read, ReadOver
 from hyperflexis_worker.kv.transport import LinkError, Progress, Transport
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    began_us: int
+    bytes_at_once: int
+    """Under way with it, if the others are as large."""
 
 
 @dataclass(slots=True, eq=False)
@@ -27,8 +34,8 @@ class _Reading:
     began_us: int = 0
     begun: int = 0
     """Blocks."""
-    handles: list[int] = field(default_factory=list)
-    """Of its pieces that are under way."""
+    pieces: dict[int, _Piece] = field(default_factory=dict)
+    """Under way, by handle."""
     error: str = ""
     """No more of it begins."""
     failed: bool = False
@@ -85,7 +92,8 @@ class Mover:
         self._links.turn()
         over = sum([self._look(reading) for reading in list(self._active)])
         for reading in self._waiting:
-            self._go_on(reading)
+            if reading.read.last or not self._held_back:
+                self._go_on(reading)
         return over > 0
 
     def close(self) -> bool:
@@ -98,22 +106,30 @@ class Mover:
             transport.close()
         return True
 
+    @property
+    def _held_back(self) -> bool:
+        """Pre-copies begin nothing while a last read is under way, which would share its link with them."""
+        return not self._waiting.others_first and any(reading.read.last for reading in self._active)
+
     def _look(self, reading: _Reading) -> int:
         """How many of its pieces have come to their end."""
         transport, over = reading.transport, 0
         assert transport is not None
-        for handle in list(reading.handles):
+        for handle in list(reading.pieces):
             progress = transport.poll(handle)
             if progress is Progress.PENDING:
                 continue
             over += 1
             self._free += 1
-            reading.handles.remove(handle)
+            piece = reading.pieces.pop(handle)
             if progress is Progress.FAILED:
                 reading.failed, reading.error = True, "the transfer failed"
+            elif not reading.read.last:
+                took_us = max(self._clock.now_us() - piece.began_us, 1)
+                self._links.measured(reading.read.peer, piece.bytes_at_once / took_us / 1_000)
         if over and reading.error:
             self._break_off(reading, reading.error)
-        elif over and reading.whole and not reading.handles:
+        elif over and reading.whole and not reading.pieces:
             self._over(reading)
         return over
 
@@ -130,25 +146,28 @@ class Mover:
                 return
             # Pre-copies leave slots to each other: one slow peer must not have them all.
             blocks, pieces = (len(read.local), 1) if read.last else (self._piece(read.peer), max(self._at_once // 2, 1))
-            while self._free and len(reading.handles) < pieces and not reading.whole:
+            while self._free and len(reading.pieces) < pieces and not reading.whole:
                 self._begin(reading, transport, blocks)
         except LinkError as error:
             self._break_off(reading, str(error))
 
     def _piece(self, peer: str) -> int:
-        """Blocks, of which this engine's slots full are under way for IN_FLIGHT_US."""
+        """Blocks, of which all slots full are under way for IN_FLIGHT_US."""
         in_flight = self._links.gigabytes_per_s(peer) * 1_000 * IN_FLIGHT_US
-        return max(int(in_flight / (self._at_once * self._block_bytes)), 1)
+        return max(int(max(in_flight / self._at_once, PIECE_BYTES) / self._block_bytes), 1)
 
     def _begin(self, reading: _Reading, transport: Transport, blocks: int) -> None:
         read, piece = reading.read, slice(reading.begun, reading.begun + blocks)
-        reading.handles.append(transport.post(read.peer, read.lease_id, read.remote[piece], read.local[piece]))
+        now_us, local = self._clock.now_us(), read.local[piece]
+        handle = transport.post(read.peer, read.lease_id, read.remote[piece], local)
+        at_once = self._at_once - self._free + 1
+        reading.pieces[handle] = _Piece(now_us, len(local) * self._block_bytes * at_once)
         if reading.transport is None:
-            reading.transport, reading.began_us = transport, self._clock.now_us()
+            reading.transport, reading.began_us = transport, now_us
             self._links.began(read.peer)
             self._active.append(reading)
         self._free -= 1
-        reading.begun += len(read.local[piece])
+        reading.begun += len(local)
         self._waiting.began(reading)
         if reading.whole:
             self._waiting.remove(reading)
@@ -157,7 +176,7 @@ class Mover:
         """No more of it begins; it is over once what is under way is."""
         reading.error = reading.error or why
         self._waiting.remove(reading)
-        if not reading.handles:
+        if not reading.pieces:
             self._over(reading)
 
     def _over(self, reading: _Reading) -> None:
