@@ -26,7 +26,7 @@ class TestArrival:
         assert target.one(effects.LinkEngine).metadata == b"m"
         target.linked()
         pull = target.one(effects.PullBlocks)
-        assert (pull.engine, pull.first_block, list(pull.blocks)) == ("e0", 0, [4, 9, 2])
+        assert (pull.engine, pull.first_block, list(pull.blocks), pull.last) == ("e0", 0, [4, 9, 2], False)
         target.pulled()
         assert not target.one(effects.AskExport).request.final, "three blocks: as many may have come meanwhile"
         target.answer(6)
@@ -34,7 +34,8 @@ class TestArrival:
         ask = target.one(effects.AskExport).request
         assert (ask.final, ask.from_block, ask.lease_id) == (True, 4, 5)
         target.answer(7, output=[10, 11, 12])
-        assert target.one(effects.PullBlocks).first_block == 4
+        pull = target.one(effects.PullBlocks)
+        assert (pull.first_block, pull.last) == (4, True), "nothing comes before it: the request stands still"
         target.pulled()
         release = target.one(effects.AskRelease)
         target.tell(move_event.PeerReleased(release.number, True))
