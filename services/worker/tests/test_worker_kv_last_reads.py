@@ -58,7 +58,7 @@ def test_a_pre_copy_goes_in_pieces_and_leaves_slots_to_others() -> None:
     assert not a.mover.moving and a.mover.close()
 
 
-def test_a_piece_is_as_long_as_the_link_is_fast() -> None:
+def test_a_piece_is_as_long_as_the_link_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
     wire = MemoryWire()
     a, b = (End(name, wire, at_once=4) for name in "ab")
     a.link(b)
@@ -70,10 +70,17 @@ def test_a_piece_is_as_long_as_the_link_is_fast() -> None:
     assert bytes_of() == PIECE_BYTES
     wire.held = True
     link.rate = 1e3
-    a.order(a.read(1, b, tuple(range(4))))
-    a.clock.advance(1)
-    wire.moves[0].move()
-    a.turns()
+
+    def read_four(number: int) -> None:
+        a.order(a.read(number, b, tuple(range(4))))
+        a.clock.advance(1)
+        wire.moves[-1].move()
+        a.turns()
+
+    read_four(1)
+    assert link.rate == 1e3, "so little tells nothing"
+    monkeypatch.setattr("hyperflexis_worker.kv.mover.PIECE_BYTES", 4 * 64)
+    read_four(2)
     assert link.rate == pytest.approx(0.75e3 + 0.25 * 4 * 64 / 1_000)  # what has been read, in a microsecond
 
 

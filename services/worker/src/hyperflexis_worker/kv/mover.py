@@ -124,7 +124,7 @@ class Mover:
             piece = reading.pieces.pop(handle)
             if progress is Progress.FAILED:
                 reading.failed, reading.error = True, "the transfer failed"
-            elif not reading.read.last:
+            elif piece.bytes_at_once >= PIECE_BYTES:  # less says how long a transfer takes to begin and end
                 took_us = max(self._clock.now_us() - piece.began_us, 1)
                 self._links.measured(reading.read.peer, piece.bytes_at_once / took_us / 1_000)
         if over and reading.error:
