@@ -13,7 +13,7 @@ from tally import Tally
 from hyperflexis_client import AsyncClient, Sampling
 
 STUCK_S = 300.0
-"""A stream that has not ended after this is stuck, however slow the machine; silences are judged long before (tally.py)."""
+"""A stream that has not ended after this is stuck, on however slow a machine; silences are judged long before."""
 LONG_TOKENS = 60
 """Outputs at least this long are still under way when a fault looks for one; the longest outlast its graces."""
 

@@ -13,9 +13,8 @@ import numpy as np
 from hyperflexis_scheduler.core.dispatch_policy import Ask
 from hyperflexis_scheduler.core.loads import QUEUED_US, REQUESTS, SHARE, Floats, Slots, WorkerLoads
 from hyperflexis_sim.engine import SimEngine
-from hyperflexis_sim.moves import At
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_sim.wires import WireRules
+from hyperflexis_sim.wires import At, WireRules
 
 
 class PrefixPulls:
