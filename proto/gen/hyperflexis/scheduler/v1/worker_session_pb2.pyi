@@ -782,6 +782,7 @@ class Run(_message.Message):
     ROUTER_ID_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
     DETACH_GRACE_US_FIELD_NUMBER: _builtins.int
+    PREFIX_SOURCE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     prompt_tokens: _builtins.int
     max_tokens: _builtins.int
@@ -794,6 +795,10 @@ class Run(_message.Message):
     def attempt(self) -> _identity_pb2.Attempt: ...
     @_builtins.property
     def slo(self) -> _slo_pb2.Slo: ...
+    @_builtins.property
+    def prefix_source(self) -> Global___PrefixSource:
+        """Where to read the beginning of its prompt rather than to compute it; absent = nowhere."""
+
     def __init__(
         self,
         *,
@@ -807,14 +812,43 @@ class Run(_message.Message):
         router_id: _builtins.str = ...,
         tenant: _builtins.str = ...,
         detach_grace_us: _builtins.int = ...,
+        prefix_source: Global___PrefixSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "slo", b"slo"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "prefix_source", b"prefix_source", "slo", b"slo"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "attempt", b"attempt", "base_index", b"base_index", "detach_grace_us", b"detach_grace_us", "max_tokens", b"max_tokens", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router_id", b"router_id", "slo", b"slo", "tenant", b"tenant"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["age_us", b"age_us", "attempt", b"attempt", "base_index", b"base_index", "detach_grace_us", b"detach_grace_us", "max_tokens", b"max_tokens", "prefix_source", b"prefix_source", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "router_id", b"router_id", "slo", b"slo", "tenant", b"tenant"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class PrefixSource(_message.Message):
+    """A worker that is believed to keep the beginning of a prompt. Late, and so only a hint: whoever cannot read it there in
+    time computes it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORKER_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Of the prompt, from its first one on."""
+    @_builtins.property
+    def worker(self) -> _movement_pb2.WorkerRef: ...
+    def __init__(
+        self,
+        *,
+        worker: _movement_pb2.WorkerRef | None = ...,
+        tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokens", b"tokens", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PrefixSource: _TypeAlias = PrefixSource  # noqa: Y015
 
 @_typing.final
 class Cancel(_message.Message):

@@ -27,7 +27,7 @@ from hyperflexis.common.v1 import movement_pb2 as hyperflexis_dot_common_dot_v1_
 from hyperflexis.worker.v1 import token_feed_pb2 as hyperflexis_dot_worker_dot_v1_dot_token__feed__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*hyperflexis/worker/v1/worker_service.proto\x12\x15hyperflexis.worker.v1\x1a$hyperflexis/common/v1/identity.proto\x1a$hyperflexis/common/v1/movement.proto\x1a&hyperflexis/worker/v1/token_feed.proto\"m\n\x0bLinkRequest\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\"\xb1\x01\n\x0cLinkResponse\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.hyperflexis.common.v1.LinkStatus\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"\xc3\x01\n\x0f\x45xportKvRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x36\n\x0etarget_attempt\x18\x03 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x12\n\nfrom_block\x18\x04 \x01(\r\x12\x10\n\x08lease_id\x18\x05 \x01(\x04\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\"\xbc\x01\n\x10\x45xportKvResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_us\x18\x02 \x01(\x03\x12.\n\x05parts\x18\x03 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12+\n\x05start\x18\x06 \x01(\x0b\x32\x1c.hyperflexis.worker.v1.Start\"Q\n\rReadKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\".\n\x0eReadKvResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x10ReleaseKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\"!\n\x11ReleaseKvResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\")\n\x18GetWeightManifestRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x19GetWeightManifestResponse\x12\x37\n\x08manifest\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WeightManifest\"I\n\x12ReadWeightsRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"3\n\x13ReadWeightsResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xbe\x05\n\rWorkerService\x12\x62\n\tTokenFeed\x12\'.hyperflexis.worker.v1.TokenFeedRequest\x1a(.hyperflexis.worker.v1.TokenFeedResponse(\x01\x30\x01\x12S\n\x04Link\x12\".hyperflexis.worker.v1.LinkRequest\x1a#.hyperflexis.worker.v1.LinkResponse(\x01\x30\x01\x12[\n\x08\x45xportKv\x12&.hyperflexis.worker.v1.ExportKvRequest\x1a\'.hyperflexis.worker.v1.ExportKvResponse\x12W\n\x06ReadKv\x12$.hyperflexis.worker.v1.ReadKvRequest\x1a%.hyperflexis.worker.v1.ReadKvResponse0\x01\x12^\n\tReleaseKv\x12\'.hyperflexis.worker.v1.ReleaseKvRequest\x1a(.hyperflexis.worker.v1.ReleaseKvResponse\x12v\n\x11GetWeightManifest\x12/.hyperflexis.worker.v1.GetWeightManifestRequest\x1a\x30.hyperflexis.worker.v1.GetWeightManifestResponse\x12\x66\n\x0bReadWeights\x12).hyperflexis.worker.v1.ReadWeightsRequest\x1a*.hyperflexis.worker.v1.ReadWeightsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*hyperflexis/worker/v1/worker_service.proto\x12\x15hyperflexis.worker.v1\x1a$hyperflexis/common/v1/identity.proto\x1a$hyperflexis/common/v1/movement.proto\x1a&hyperflexis/worker/v1/token_feed.proto\"m\n\x0bLinkRequest\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\"\xb1\x01\n\x0cLinkResponse\x12.\n\x04self\x18\x01 \x01(\x0b\x32 .hyperflexis.common.v1.WorkerRef\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x31\n\x06status\x18\x03 \x01(\x0b\x32!.hyperflexis.common.v1.LinkStatus\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"\xc3\x01\n\x0f\x45xportKvRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12/\n\x07\x61ttempt\x18\x02 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x36\n\x0etarget_attempt\x18\x03 \x01(\x0b\x32\x1e.hyperflexis.common.v1.Attempt\x12\x12\n\nfrom_block\x18\x04 \x01(\r\x12\x10\n\x08lease_id\x18\x05 \x01(\x04\x12\r\n\x05\x66inal\x18\x06 \x01(\x08\"\xbc\x01\n\x10\x45xportKvResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_us\x18\x02 \x01(\x03\x12.\n\x05parts\x18\x03 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x17\n\x0f\x63omputed_tokens\x18\x04 \x01(\r\x12\x0e\n\x06\x65ngine\x18\x05 \x01(\t\x12+\n\x05start\x18\x06 \x01(\x0b\x32\x1c.hyperflexis.worker.v1.Start\":\n\x13\x45xportPrefixRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x06\x12\x0e\n\x06hashes\x18\x02 \x01(\x0c\"z\n\x14\x45xportPrefixResponse\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12\x10\n\x08lease_us\x18\x02 \x01(\x03\x12.\n\x05parts\x18\x03 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\x12\x0e\n\x06\x65ngine\x18\x04 \x01(\t\"Q\n\rReadKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\x12.\n\x05parts\x18\x02 \x03(\x0b\x32\x1f.hyperflexis.common.v1.RankPart\".\n\x0eReadKvResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"$\n\x10ReleaseKvRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\x04\"!\n\x11ReleaseKvResponse\x12\x0c\n\x04held\x18\x01 \x01(\x08\")\n\x18GetWeightManifestRequest\x12\r\n\x05model\x18\x01 \x01(\t\"T\n\x19GetWeightManifestResponse\x12\x37\n\x08manifest\x18\x01 \x01(\x0b\x32%.hyperflexis.common.v1.WeightManifest\"I\n\x12ReadWeightsRequest\x12\x13\n\x0b\x66ingerprint\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\"3\n\x13ReadWeightsResponse\x12\x0e\n\x06offset\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x32\xa7\x06\n\rWorkerService\x12\x62\n\tTokenFeed\x12\'.hyperflexis.worker.v1.TokenFeedRequest\x1a(.hyperflexis.worker.v1.TokenFeedResponse(\x01\x30\x01\x12S\n\x04Link\x12\".hyperflexis.worker.v1.LinkRequest\x1a#.hyperflexis.worker.v1.LinkResponse(\x01\x30\x01\x12[\n\x08\x45xportKv\x12&.hyperflexis.worker.v1.ExportKvRequest\x1a\'.hyperflexis.worker.v1.ExportKvResponse\x12g\n\x0c\x45xportPrefix\x12*.hyperflexis.worker.v1.ExportPrefixRequest\x1a+.hyperflexis.worker.v1.ExportPrefixResponse\x12W\n\x06ReadKv\x12$.hyperflexis.worker.v1.ReadKvRequest\x1a%.hyperflexis.worker.v1.ReadKvResponse0\x01\x12^\n\tReleaseKv\x12\'.hyperflexis.worker.v1.ReleaseKvRequest\x1a(.hyperflexis.worker.v1.ReleaseKvResponse\x12v\n\x11GetWeightManifest\x12/.hyperflexis.worker.v1.GetWeightManifestRequest\x1a\x30.hyperflexis.worker.v1.GetWeightManifestResponse\x12\x66\n\x0bReadWeights\x12).hyperflexis.worker.v1.ReadWeightsRequest\x1a*.hyperflexis.worker.v1.ReadWeightsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,22 +42,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPORTKVREQUEST']._serialized_end=672
   _globals['_EXPORTKVRESPONSE']._serialized_start=675
   _globals['_EXPORTKVRESPONSE']._serialized_end=863
-  _globals['_READKVREQUEST']._serialized_start=865
-  _globals['_READKVREQUEST']._serialized_end=946
-  _globals['_READKVRESPONSE']._serialized_start=948
-  _globals['_READKVRESPONSE']._serialized_end=994
-  _globals['_RELEASEKVREQUEST']._serialized_start=996
-  _globals['_RELEASEKVREQUEST']._serialized_end=1032
-  _globals['_RELEASEKVRESPONSE']._serialized_start=1034
-  _globals['_RELEASEKVRESPONSE']._serialized_end=1067
-  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_start=1069
-  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_end=1110
-  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_start=1112
-  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_end=1196
-  _globals['_READWEIGHTSREQUEST']._serialized_start=1198
-  _globals['_READWEIGHTSREQUEST']._serialized_end=1271
-  _globals['_READWEIGHTSRESPONSE']._serialized_start=1273
-  _globals['_READWEIGHTSRESPONSE']._serialized_end=1324
-  _globals['_WORKERSERVICE']._serialized_start=1327
-  _globals['_WORKERSERVICE']._serialized_end=2029
+  _globals['_EXPORTPREFIXREQUEST']._serialized_start=865
+  _globals['_EXPORTPREFIXREQUEST']._serialized_end=923
+  _globals['_EXPORTPREFIXRESPONSE']._serialized_start=925
+  _globals['_EXPORTPREFIXRESPONSE']._serialized_end=1047
+  _globals['_READKVREQUEST']._serialized_start=1049
+  _globals['_READKVREQUEST']._serialized_end=1130
+  _globals['_READKVRESPONSE']._serialized_start=1132
+  _globals['_READKVRESPONSE']._serialized_end=1178
+  _globals['_RELEASEKVREQUEST']._serialized_start=1180
+  _globals['_RELEASEKVREQUEST']._serialized_end=1216
+  _globals['_RELEASEKVRESPONSE']._serialized_start=1218
+  _globals['_RELEASEKVRESPONSE']._serialized_end=1251
+  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_start=1253
+  _globals['_GETWEIGHTMANIFESTREQUEST']._serialized_end=1294
+  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_start=1296
+  _globals['_GETWEIGHTMANIFESTRESPONSE']._serialized_end=1380
+  _globals['_READWEIGHTSREQUEST']._serialized_start=1382
+  _globals['_READWEIGHTSREQUEST']._serialized_end=1455
+  _globals['_READWEIGHTSRESPONSE']._serialized_start=1457
+  _globals['_READWEIGHTSRESPONSE']._serialized_end=1508
+  _globals['_WORKERSERVICE']._serialized_start=1511
+  _globals['_WORKERSERVICE']._serialized_end=2318
 # @@protoc_insertion_point(module_scope)

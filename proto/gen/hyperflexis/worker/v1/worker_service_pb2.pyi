@@ -167,6 +167,62 @@ class ExportKvResponse(_message.Message):
 Global___ExportKvResponse: _TypeAlias = ExportKvResponse  # noqa: Y015
 
 @_typing.final
+class ExportPrefixRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    HASHES_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """Of the worker that is meant: another one at its address may keep blocks of the same names."""
+    hashes: _builtins.bytes
+    """Of the prompt's full blocks from the first one on, chained and packed as in Submit.prefix_hashes."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        hashes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hashes", b"hashes", "incarnation", b"incarnation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPrefixRequest: _TypeAlias = ExportPrefixRequest  # noqa: Y015
+
+@_typing.final
+class ExportPrefixResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    LEASE_US_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.int
+    lease_us: _builtins.int
+    """As in ExportKvResponse."""
+    engine: _builtins.str
+    @_builtins.property
+    def parts(self) -> _containers.RepeatedCompositeFieldContainer[_movement_pb2.RankPart]:
+        """Of each rank, the longest beginning of the hashes that is here, from the first block on."""
+
+    def __init__(
+        self,
+        *,
+        lease_id: _builtins.int = ...,
+        lease_us: _builtins.int = ...,
+        parts: _abc.Iterable[_movement_pb2.RankPart] | None = ...,
+        engine: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "lease_id", b"lease_id", "lease_us", b"lease_us", "parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPrefixResponse: _TypeAlias = ExportPrefixResponse  # noqa: Y015
+
+@_typing.final
 class ReadKvRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -50,6 +50,11 @@ class WorkerServiceStub(object):
                 request_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvRequest.SerializeToString,
                 response_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvResponse.FromString,
                 _registered_method=True)
+        self.ExportPrefix = channel.unary_unary(
+                '/hyperflexis.worker.v1.WorkerService/ExportPrefix',
+                request_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportPrefixRequest.SerializeToString,
+                response_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportPrefixResponse.FromString,
+                _registered_method=True)
         self.ReadKv = channel.unary_stream(
                 '/hyperflexis.worker.v1.WorkerService/ReadKv',
                 request_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ReadKvRequest.SerializeToString,
@@ -92,6 +97,15 @@ class WorkerServiceServicer(object):
     def ExportKv(self, request, context):
         """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
         NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportPrefix(self, request, context):
+        """Leases what is cached of a prompt to a worker that has to prefill it, whoever made it here; released and read like
+        what ExportKv leases. NOT_FOUND: nothing of it is here, or this is another life of the worker than was asked;
+        RESOURCE_EXHAUSTED as there.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +155,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.ExportKv,
                     request_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvRequest.FromString,
                     response_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvResponse.SerializeToString,
+            ),
+            'ExportPrefix': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportPrefix,
+                    request_deserializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportPrefixRequest.FromString,
+                    response_serializer=hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportPrefixResponse.SerializeToString,
             ),
             'ReadKv': grpc.unary_stream_rpc_method_handler(
                     servicer.ReadKv,
@@ -244,6 +263,33 @@ class WorkerService(object):
             '/hyperflexis.worker.v1.WorkerService/ExportKv',
             hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvRequest.SerializeToString,
             hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportKvResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportPrefix(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hyperflexis.worker.v1.WorkerService/ExportPrefix',
+            hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportPrefixRequest.SerializeToString,
+            hyperflexis_dot_worker_dot_v1_dot_worker__service__pb2.ExportPrefixResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,11 @@ class WorkerServiceStub:
     """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
     NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
     """
+    ExportPrefix: _grpc.UnaryUnaryMultiCallable[_worker_service_pb2.ExportPrefixRequest, _worker_service_pb2.ExportPrefixResponse]
+    """Leases what is cached of a prompt to a worker that has to prefill it, whoever made it here; released and read like
+    what ExportKv leases. NOT_FOUND: nothing of it is here, or this is another life of the worker than was asked;
+    RESOURCE_EXHAUSTED as there.
+    """
     ReadKv: _grpc.UnaryStreamMultiCallable[_worker_service_pb2.ReadKvRequest, _worker_service_pb2.ReadKvResponse]
     """The byte stream that always works, where no device-to-device transport does. NOT_FOUND: the lease is over, or
     does not hold these blocks.
@@ -61,6 +66,11 @@ class WorkerServiceAsyncStub(WorkerServiceStub):
     ExportKv: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ExportKvRequest, _worker_service_pb2.ExportKvResponse]  # type: ignore[assignment]
     """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
     NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
+    """
+    ExportPrefix: _aio.UnaryUnaryMultiCallable[_worker_service_pb2.ExportPrefixRequest, _worker_service_pb2.ExportPrefixResponse]  # type: ignore[assignment]
+    """Leases what is cached of a prompt to a worker that has to prefill it, whoever made it here; released and read like
+    what ExportKv leases. NOT_FOUND: nothing of it is here, or this is another life of the worker than was asked;
+    RESOURCE_EXHAUSTED as there.
     """
     ReadKv: _aio.UnaryStreamMultiCallable[_worker_service_pb2.ReadKvRequest, _worker_service_pb2.ReadKvResponse]  # type: ignore[assignment]
     """The byte stream that always works, where no device-to-device transport does. NOT_FOUND: the lease is over, or
@@ -97,6 +107,17 @@ class WorkerServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_service_pb2.ExportKvResponse, _abc.Awaitable[_worker_service_pb2.ExportKvResponse]]:
         """Leases what a request has computed to the worker that takes it over, which then reads the blocks by itself.
         NOT_FOUND: not this attempt, or it does not run here; RESOURCE_EXHAUSTED: too much of the pool is leased already.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportPrefix(
+        self,
+        request: _worker_service_pb2.ExportPrefixRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_service_pb2.ExportPrefixResponse, _abc.Awaitable[_worker_service_pb2.ExportPrefixResponse]]:
+        """Leases what is cached of a prompt to a worker that has to prefill it, whoever made it here; released and read like
+        what ExportKv leases. NOT_FOUND: nothing of it is here, or this is another life of the worker than was asked;
+        RESOURCE_EXHAUSTED as there.
         """
 
     @_abc_1.abstractmethod
