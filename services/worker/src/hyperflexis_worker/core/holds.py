@@ -26,7 +26,7 @@ class Lease:
     """Of those blocks at grant: a reader checks that they did not change."""
     until_us: int
     alone: bool = False
-    """Its sequence has left: what it holds is of use to its reader only."""
+    """No sequence need own what it holds: its own has left, or it is a cached prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +84,8 @@ class Holds:
             yield from transfer.blocks
 
     def lease(self, blocks: Iterable[int], until_us: int, alone: bool = False) -> Lease | None:
-        """Pins owned blocks for a reader elsewhere. `alone`: their sequence leaves; None where that would pin too much
-        of the pool."""
+        """Pins owned or cached blocks for a reader elsewhere. `alone`: their sequence leaves, or they need none; None
+        where that would pin too much of the pool."""
         wanted = tuple(blocks)
         if alone and not self._may_pin(wanted):
             return None

@@ -1,4 +1,5 @@
-"""Blocks set aside for sequences that are still running elsewhere, filled by transfers until they come.
+"""Blocks set aside for sequences that are still running elsewhere, or wait for a prefix that a peer keeps, filled by
+transfers until they come.
 
 What a reservation holds may be trusted only where a transfer has ended well: a block counts as filled from then until
 the next transfer into it begins. Blocks that a transfer may still write to are in quarantine (core.holds); they are
@@ -53,6 +54,17 @@ class Reservations:
             self._held[request_id, attempt] = _Reservation(taken)
         else:
             held.blocks += taken
+        return True
+
+    def begin(self, request_id: str, attempt: Attempt, found: list[int], more: int, spare: int = 0) -> bool:
+        """A new one: blocks that the cache has, which are filled, and `more` after them. False, and nothing changed,
+        where too few are free, as in `reserve`, or the attempt has one."""
+        if (request_id, attempt) in self._held or more + self._pool.idle(found) + spare > self._pool.free:
+            return False
+        self._pool.share(found)
+        fresh = self._pool.allocate(more)
+        assert fresh is not None, "as many were free"
+        self._held[request_id, attempt] = _Reservation(found + fresh, set(found))
         return True
 
     def aim(

@@ -19,6 +19,7 @@ from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine import kv_frames as kv
+from hyperflexis_worker.engine.cached_prefixes import CachedPrefixes
 from hyperflexis_worker.kv.links import PROBE_LEASE
 from hyperflexis_worker.kv.transfers import Forget, MoverFailed, News, Orders, Read, ReadOver
 from hyperflexis_worker.kv.transport import Storage
@@ -27,7 +28,17 @@ WEDGED_AFTER_US = 10_000_000
 """A transfer that is not over so long after its time never will be."""
 
 Command = (
-    kv.LinkPeer | kv.Export | kv.ReleaseLease | kv.ReadBlocks | kv.Reserve | kv.Pull | kv.Unreserve | kv.FetchedBytes
+    kv.LinkPeer
+    | kv.Export
+    | kv.ExportPrefix
+    | kv.ReleaseLease
+    | kv.ReadBlocks
+    | kv.Reserve
+    | kv.ReservePrefix
+    | kv.KeepPrefix
+    | kv.Pull
+    | kv.Unreserve
+    | kv.FetchedBytes
 )
 
 
@@ -71,6 +82,7 @@ class Caches:
         # A peer asks for a lease by its id, at an address where another engine may live by now: it must not find one.
         self.holds = Holds(pool, first_id=1 + secrets.randbits(62))
         self.reservations = Reservations(pool)
+        self._prefixes = CachedPrefixes(pool, self.holds, self.reservations)
         self._pulling: dict[int, _Pulling] = {}
         self._wedged = False
 
@@ -97,12 +109,21 @@ class Caches:
         match command:
             case kv.Export():
                 self._tell(self._export(command))
+            case kv.ExportPrefix(number) if self._mover is None:
+                self._tell(kv.Exported(number, error=self._refusal))
+            case kv.ExportPrefix():
+                self._tell(self._prefixes.export(command, self._clock.now_us()))
             case kv.ReleaseLease(number, lease_id):
                 self._tell(kv.Released(number, self.holds.release(lease_id)))
             case kv.ReadBlocks():
                 self._tell(self._read(command))
             case kv.Reserve():
                 self._reserve(command)
+            case kv.ReservePrefix():
+                self._tell(self._prefixes.reserve(command, self._spare))
+            case kv.KeepPrefix(request_id, leader_epoch, seq):
+                self._prefixes.keep(command, self.holds.quarantined)
+                self._forget_pulls(request_id, Attempt(leader_epoch, seq))
             case kv.Pull():
                 self._pull(command)
             case kv.Unreserve(request_id, leader_epoch, seq):
@@ -205,11 +226,15 @@ class Caches:
     def _refusal(self) -> str:
         return "the mover has too much to do" if self._mover else "caches do not move here: no transport"
 
+    @property
+    def _spare(self) -> int:
+        """Who runs here must not lose its blocks to somebody who is well off elsewhere: each may need one more."""
+        return sum(1 for _ in self._loop.running)
+
     def _reserve(self, command: kv.Reserve) -> None:
         attempt = Attempt(command.leader_epoch, command.seq)
-        # Who runs here must not lose its blocks to somebody who is well off elsewhere: each may need one more.
-        spare = sum(1 for _ in self._loop.running)
-        ok = self._mover is not None and self.reservations.reserve(command.request_id, attempt, command.tokens, spare)
+        tokens, spare = command.tokens, self._spare
+        ok = self._mover is not None and self.reservations.reserve(command.request_id, attempt, tokens, spare)
         self._tell(kv.Reserved(command.request_id, *attempt, ok, self._pool.free))
 
     def _pull(self, command: kv.Pull) -> None:

@@ -179,9 +179,12 @@ ToEngine = (
     | Stop
     | kv.LinkPeer
     | kv.Export
+    | kv.ExportPrefix
     | kv.ReleaseLease
     | kv.ReadBlocks
     | kv.Reserve
+    | kv.ReservePrefix
+    | kv.KeepPrefix
     | kv.Pull
     | kv.Unreserve
     | Attach

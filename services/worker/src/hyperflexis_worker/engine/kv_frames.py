@@ -38,6 +38,15 @@ class Export(msgspec.Struct, tag=True, frozen=True):
     final: bool = False
 
 
+class ExportPrefix(msgspec.Struct, tag=True, frozen=True):
+    """Pin what is cached of a prompt for a reader elsewhere. Answered by Exported, in order."""
+
+    number: int
+    hashes: bytes
+    """Of its full blocks from the first one on, chained and packed."""
+    lease_us: int
+
+
 class ReleaseLease(msgspec.Struct, tag=True, frozen=True):
     """Answered by Released."""
 
@@ -61,6 +70,25 @@ class Reserve(msgspec.Struct, tag=True, frozen=True):
     leader_epoch: int
     seq: int
     tokens: int
+
+
+class ReservePrefix(msgspec.Struct, tag=True, frozen=True):
+    """Own blocks for the beginning of a prompt: those that are cached here, and others after them. Answered by
+    Reserved."""
+
+    request_id: str
+    leader_epoch: int
+    seq: int
+    hashes: bytes
+
+
+class KeepPrefix(msgspec.Struct, tag=True, frozen=True):
+    """End such a reservation: what was read into it can be found by these hashes from now on, and belongs to nobody."""
+
+    request_id: str
+    leader_epoch: int
+    seq: int
+    hashes: bytes
 
 
 class Pull(msgspec.Struct, tag=True, frozen=True):
@@ -115,7 +143,7 @@ class Exported(msgspec.Struct, tag=True, frozen=True):
     number: int
     lease_id: int = 0
     blocks: list[int] = []
-    """From Export.from_block on: the full ones, or all where it was final."""
+    """From Export.from_block on: the full ones, or all where it was final. Of a prefix: as many as are cached."""
     generations: list[int] = []
     computed: int = 0
     """Tokens, of prompt and output together, whose keys and values are in the sequence's blocks."""
@@ -145,6 +173,8 @@ class Reserved(msgspec.Struct, tag=True, frozen=True):
     seq: int
     ok: bool
     free_blocks: int = 0
+    cached: int = 0
+    """Of a prefix, the first blocks: they were here."""
 
 
 class Pulled(msgspec.Struct, tag=True, frozen=True):
