@@ -27,7 +27,9 @@ class Rig:
                 address="w:1",
                 model="m",
                 fingerprint=b"f",
-                capabilities=capability_pb2.EngineCapabilities(context_length=100, vocab_size=1_000),
+                capabilities=capability_pb2.EngineCapabilities(
+                    context_length=100, vocab_size=1_000, hash_block_tokens=4
+                ),
                 total_blocks=11,
                 block_tokens=4,
                 eos_token_ids=frozenset({2}),

@@ -28,7 +28,7 @@ from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
 from hyperflexis_worker.engine.frames import EngineFailed, EngineReady
 from hyperflexis_worker.engine.handle import EngineHandle
-from hyperflexis_worker.metrics import WorkerMetrics
+from hyperflexis_worker.metrics import PullOutcomes, WorkerMetrics
 from hyperflexis_worker.service import WorkerService
 from hyperflexis_worker.shell import Shell
 from hyperflexis_worker.telemetry import GpuTelemetry
@@ -68,6 +68,7 @@ class Worker:
         self._server = ServiceServer(settings.listen, info, ["hyperflexis.worker.v1.WorkerService"])
         address = self.address = advertised(settings.listen, self._server.bind(), settings.advertise)
         core = WorkerCore(self._profile(ready, address), ROLES[settings.role])
+        self._registry.register(PullOutcomes(core.moves.pulls.outcomes))
         telemetry = GpuTelemetry(settings.device)
         self._shell = Shell(settings, core, self._engine, self._clock, WorkerMetrics(self._registry), telemetry)
         self._shell.moving.engine_ready(ready)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from hyperflexis_worker.engine import frames, kv_frames
 
@@ -76,3 +80,17 @@ class WorkerMetrics:
             self.failed_reads.labels(transport).inc()
         else:
             self.moved_bytes.labels(transport).inc(event.bytes)
+
+
+class PullOutcomes(Collector):
+    """Counted by the core; read when scraped."""
+
+    def __init__(self, outcomes: Mapping[str, int]) -> None:
+        self._outcomes = outcomes
+
+    def collect(self) -> Iterable[Metric]:
+        text = "Requests that waited for a prefix of a peer, by what came of it."
+        family = CounterMetricFamily("hyperflexis_worker_prefix_pulls", text, labels=["outcome"])
+        for outcome, count in list(self._outcomes.items()):
+            family.add_metric([outcome], count)
+        yield family

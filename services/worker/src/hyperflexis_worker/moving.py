@@ -19,6 +19,7 @@ from hyperflexis_worker.core.effects import (
     AnswerExport,
     AskExport,
     AskLink,
+    AskPrefix,
     AskRelease,
     Effect,
 )
@@ -27,7 +28,9 @@ from hyperflexis_worker.core.move_event import (
     MoveEvent,
     PeerExported,
     PeerLinked,
+    PeerPrefix,
     PeerReleased,
+    PrefixAsked,
 )
 from hyperflexis_worker.core.worker import WorkerCore
 from hyperflexis_worker.engine import frames, kv_frames
@@ -92,6 +95,8 @@ class Moving:
                     self._answer(number, Refused(code, error))
             case AskExport(number, address, request):
                 self._call(self._ask_export(number, address, request), PeerExported(number, None, "too_many_calls"))
+            case AskPrefix(number, address, prefix):
+                self._call(self._ask_prefix(number, address, prefix), PeerPrefix(number, None, "too_many_calls"))
             case AskLink(number, address):
                 self._call(self._ask_link(number, address), PeerLinked(number, None, "too_many_calls"))
             case AskRelease(number, address, lease_id):
@@ -134,6 +139,15 @@ class Moving:
         number, answer = self._question()
         self._tell(ExportAsked(number, ask))
         response: worker_service_pb2.ExportKvResponse = await self._wait(number, answer)
+        return response
+
+    async def prefix_asked(
+        self, ask: worker_service_pb2.ExportPrefixRequest
+    ) -> worker_service_pb2.ExportPrefixResponse:
+        """Raises Refused."""
+        number, answer = self._question()
+        self._tell(PrefixAsked(number, ask))
+        response: worker_service_pb2.ExportPrefixResponse = await self._wait(number, answer)
         return response
 
     async def release_asked(self, lease_id: int) -> bool:
@@ -221,6 +235,12 @@ class Moving:
             self._tell(PeerExported(number, await self._peers.export(address, request)))
         except grpc.aio.AioRpcError as error:
             self._tell(PeerExported(number, None, _reason(error)))
+
+    async def _ask_prefix(self, number: int, address: str, ask: worker_service_pb2.ExportPrefixRequest) -> None:
+        try:
+            self._tell(PeerPrefix(number, await self._peers.export_prefix(address, ask)))
+        except grpc.aio.AioRpcError as error:
+            self._tell(PeerPrefix(number, None, _reason(error)))
 
     async def _ask_link(self, number: int, address: str) -> None:
         try:

@@ -14,6 +14,8 @@ from hyperflexis_common import tokens as packing
 from hyperflexis_common.channel import open_channel
 
 ASK_S = 2.0
+PREFIX_S = 0.5
+"""The lease that it asks for has to be known long before it ends."""
 LINK_S = 5.0
 READ_S = 10.0
 CHANNELS = 256
@@ -31,6 +33,13 @@ class Peers:
         self, address: str, request: worker_service_pb2.ExportKvRequest
     ) -> worker_service_pb2.ExportKvResponse:
         response: worker_service_pb2.ExportKvResponse = await self._stub(address).ExportKv(request, timeout=ASK_S)
+        return response
+
+    async def export_prefix(
+        self, address: str, request: worker_service_pb2.ExportPrefixRequest
+    ) -> worker_service_pb2.ExportPrefixResponse:
+        stub = self._stub(address)
+        response: worker_service_pb2.ExportPrefixResponse = await stub.ExportPrefix(request, timeout=PREFIX_S)
         return response
 
     async def link(self, address: str, request: worker_service_pb2.LinkRequest) -> worker_service_pb2.LinkResponse:

@@ -88,6 +88,15 @@ class WorkerService(worker_service_pb2_grpc.WorkerServiceServicer):
             await context.abort(error.code, str(error))
             raise AssertionError("abort raises") from None
 
+    async def ExportPrefix(
+        self, request: worker_service_pb2.ExportPrefixRequest, context: Any
+    ) -> worker_service_pb2.ExportPrefixResponse:
+        try:
+            return await self._shell.moving.prefix_asked(request)
+        except Refused as error:
+            await context.abort(error.code, str(error))
+            raise AssertionError("abort raises") from None
+
     async def ReadKv(
         self, request: worker_service_pb2.ReadKvRequest, context: Any
     ) -> AsyncIterator[worker_service_pb2.ReadKvResponse]:

@@ -12,9 +12,12 @@ from hyperflexis_worker.core.effects import (
     Effect,
     EndLease,
     ExportCache,
+    ExportPrefix,
+    KeepPrefix,
     LinkEngine,
     PullBlocks,
     ReserveBlocks,
+    ReservePrefix,
     UnreserveBlocks,
 )
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
@@ -49,10 +52,16 @@ def move_frame(effect: Effect, now_us: int) -> frames.ToEngine | None:
     match effect:
         case ExportCache(number, request_id, attempt, from_block, lease_id, lease_us, final):
             return kv_frames.Export(number, request_id, *attempt, from_block, lease_id, lease_us, final)
+        case ExportPrefix(number, hashes, lease_us):
+            return kv_frames.ExportPrefix(number, hashes, lease_us)
         case EndLease(lease_id):
             return kv_frames.ReleaseLease(0, lease_id)
         case ReserveBlocks(request_id, attempt, tokens):
             return kv_frames.Reserve(request_id, *attempt, tokens)
+        case ReservePrefix(request_id, attempt, hashes):
+            return kv_frames.ReservePrefix(request_id, *attempt, hashes)
+        case KeepPrefix(request_id, attempt, hashes):
+            return kv_frames.KeepPrefix(request_id, *attempt, hashes)
         case UnreserveBlocks(request_id, attempt):
             return kv_frames.Unreserve(request_id, *attempt)
         case LinkEngine(engine, metadata):
@@ -80,8 +89,8 @@ def move_event(frame: frames.FromEngine, engine: str) -> MoveEvent | None:
                 frame.error,
                 frame.full,
             )
-        case kv_frames.Reserved(request_id, epoch, seq, ok):
-            return Reserved(request_id, Attempt(epoch, seq), ok)
+        case kv_frames.Reserved(request_id, epoch, seq, ok, _, cached):
+            return Reserved(request_id, Attempt(epoch, seq), ok, cached)
         case kv_frames.Linked():
             status = movement_pb2.LinkStatus(
                 transport=frame.transport,

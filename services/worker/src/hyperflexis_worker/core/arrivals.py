@@ -8,7 +8,7 @@ Whatever fails before the stop leaves the request at its source as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -91,6 +91,7 @@ class Arrivals:
         effects: list[Effect],
         links: PeerLinks,
         block_tokens: int,
+        numbers: Iterator[int],
         failed: Callable[[Request, str, int], None],
         arrived: Callable[[Arrived, int], None],
     ) -> None:
@@ -101,7 +102,7 @@ class Arrivals:
         self._arrived = arrived
         self._arrivals: dict[str, Arrival] = {}
         self._by_number: dict[int, Arrival] = {}
-        self._numbers = 0
+        self._numbers = numbers
 
     def __len__(self) -> int:
         return len(self._arrivals)
@@ -278,11 +279,10 @@ class Arrivals:
 
     def _number(self, arrival: Arrival) -> int:
         self._by_number.pop(arrival.number, None)
-        self._numbers += 1
-        arrival.number = self._numbers
+        arrival.number = next(self._numbers)
         self._by_number[arrival.number] = arrival
         return arrival.number
 
     def _open(self, number: int) -> Arrival | None:
-        """Whose question this answers; None where it is not wanted any more."""
+        """Whose question this answers; None where it is not wanted any more, or somebody else's."""
         return self._by_number.pop(number, None)

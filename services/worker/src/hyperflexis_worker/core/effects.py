@@ -61,6 +61,15 @@ class ExportCache:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportPrefix:
+    """Lease what is cached of a prompt."""
+
+    number: int
+    hashes: bytes
+    lease_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndLease:
     """Nobody waits for the answer."""
 
@@ -72,6 +81,24 @@ class ReserveBlocks:
     request_id: str
     attempt: Attempt
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReservePrefix:
+    """Blocks for the beginning of a prompt, what is cached of it among them; answered by `reserved`."""
+
+    request_id: str
+    attempt: Attempt
+    hashes: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeepPrefix:
+    """Ends that reservation: what is in it may be found by these hashes."""
+
+    request_id: str
+    attempt: Attempt
+    hashes: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +151,13 @@ class AskExport:
 
 
 @dataclass(frozen=True, slots=True)
+class AskPrefix:
+    number: int
+    address: str
+    request: worker_service_pb2.ExportPrefixRequest
+
+
+@dataclass(frozen=True, slots=True)
 class AskLink:
     number: int
     address: str
@@ -143,7 +177,7 @@ class AnswerExport:
     """To the worker that asked under this number of the shell's; without a response, `error` says why."""
 
     number: int
-    response: worker_service_pb2.ExportKvResponse | None
+    response: worker_service_pb2.ExportKvResponse | worker_service_pb2.ExportPrefixResponse | None
     error: str = ""
     full: bool = False
     """It is here, but too much of the pool is leased."""
@@ -173,13 +207,17 @@ Effect = (
     | DropSequence
     | RevokeSequence
     | ExportCache
+    | ExportPrefix
     | EndLease
     | ReserveBlocks
+    | ReservePrefix
+    | KeepPrefix
     | UnreserveBlocks
     | LinkEngine
     | PullBlocks
     | AttachSequence
     | AskExport
+    | AskPrefix
     | AskLink
     | AskRelease
     | AnswerExport

@@ -18,6 +18,14 @@ class ExportAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixAsked:
+    """Another worker wants what is cached here of a prompt; AnswerExport answers it."""
+
+    number: int
+    ask: worker_service_pb2.ExportPrefixRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Exported:
     """What the engine leased, or why it did not."""
 
@@ -39,6 +47,8 @@ class Reserved:
     request_id: str
     attempt: Attempt
     ok: bool
+    cached: int = 0
+    """Of a prefix, blocks that were here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,13 @@ class PeerExported:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerPrefix:
+    number: int
+    response: worker_service_pb2.ExportPrefixResponse | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class PeerLinked:
     number: int
     response: worker_service_pb2.LinkResponse | None
@@ -78,4 +95,15 @@ class PeerReleased:
     error: str = ""
 
 
-MoveEvent = ExportAsked | Exported | Reserved | Linked | Pulled | PeerExported | PeerLinked | PeerReleased
+MoveEvent = (
+    ExportAsked
+    | PrefixAsked
+    | Exported
+    | Reserved
+    | Linked
+    | Pulled
+    | PeerExported
+    | PeerPrefix
+    | PeerLinked
+    | PeerReleased
+)

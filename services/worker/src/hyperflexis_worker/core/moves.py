@@ -1,7 +1,9 @@
-"""Requests that change workers with their caches, both ways (docs/protocol.md, "Moves")."""
+"""Requests that change workers with their caches, and prefixes that are read for them, both ways (docs/protocol.md,
+"Moves" and "Prefixes")."""
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 from hyperflexis.common.v1 import slo_pb2
@@ -19,11 +21,15 @@ from hyperflexis_worker.core.move_event import (
     MoveEvent,
     PeerExported,
     PeerLinked,
+    PeerPrefix,
     PeerReleased,
+    PrefixAsked,
     Pulled,
     Reserved,
 )
 from hyperflexis_worker.core.peer_links import PeerLinks
+from hyperflexis_worker.core.prefix_leases import PrefixLeases
+from hyperflexis_worker.core.prefix_pulls import PrefixPulls
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.request import Request
 
@@ -43,9 +49,14 @@ class Moves:
         self._requests = requests
         self._effects = effects
         self.links = PeerLinks(effects)
-        self.arrivals = Arrivals(effects, self.links, profile.block_tokens, self._failed, self._arrived)
+        numbers = itertools.count(1)
+        self.arrivals = Arrivals(effects, self.links, profile.block_tokens, numbers, self._failed, self._arrived)
         self.departures = Departures(effects, lambda r: requests.live(r.request_id, r.attempt) is r)
+        hash_tokens = profile.capabilities.hash_block_tokens
+        self.pulls = PrefixPulls(effects, self.links, hash_tokens, numbers, requests.add)
+        self.prefixes = PrefixLeases(effects, profile.key.incarnation)
         requests.on_drop = self._dropped
+        requests.pull = self.pulls.begin
 
     # --- as the target -----------------------------------------------------------------------------------
 
@@ -96,11 +107,17 @@ class Moves:
 
     # --- as the source -----------------------------------------------------------------------------------
 
+    @property
+    def _readable(self) -> bool:
+        """An engine serves here whose caches move."""
+        return self._requests.engine_up and bool(self.links.layout)
+
     def _ask(self, number: int, ask: worker_service_pb2.ExportKvRequest) -> None:
         request = self._requests.live(ask.request_id, Attempt.of(ask.attempt))
-        self.departures.ask(number, request, ask, self._requests.engine_up and bool(self.links.layout))
+        self.departures.ask(number, request, ask, self._readable)
 
     def _exported(self, export: Exported, now_us: int) -> None:
+        self.prefixes.exported(export)
         stopped = self.departures.exported(export, now_us)
         if stopped is not None:
             self._reporter.update(
@@ -113,30 +130,40 @@ class Moves:
         match event:
             case ExportAsked(number, ask):
                 self._ask(number, ask)
+            case PrefixAsked(number, prefix):
+                self.prefixes.ask(number, prefix, self._readable)
             case Exported():
                 self._exported(event, now_us)
-            case Reserved(request_id, attempt, ok):
+            case Reserved(request_id, attempt, ok, cached):
                 self.arrivals.reserved(request_id, attempt, ok, now_us)
+                self.pulls.reserved(request_id, attempt, ok, cached, now_us)
             case Linked(engine, status):
                 self.links.linked(engine, status, now_us)
             case Pulled(number, error):
                 self.arrivals.pulled(number, error, now_us)
+                self.pulls.pulled(number, error, now_us)
             case PeerExported(number, response, error):
                 self.arrivals.exported(number, response, error, now_us)
+            case PeerPrefix(number, leased, error):
+                self.pulls.exported(number, leased, error, now_us)
             case PeerLinked(number, told, error):
                 self.links.told(number, told, error, now_us)
             case PeerReleased(number, held, error):
                 self.arrivals.released(number, held, error, now_us)
+                self.pulls.released(number, held, error, now_us)
 
     def engine_lost(self, now_us: int) -> None:
         """Before the requests hear of it: what was on its way here is no loss, it is still at its source."""
         self.arrivals.fail_all("engine_lost", now_us)
+        self.pulls.abandon_all()
+        self.prefixes.engine_lost()
         self.links.engine_lost()
         for request in self.departures.engine_lost():
             self._requests.lose(request, "its cache died with the engine", now_us)
 
     def tick(self, now_us: int) -> None:
         self.arrivals.tick(now_us)
+        self.pulls.tick(now_us)
         for request in self.departures.overdue(now_us):
             self._requests.lose(request, "nobody fetched it", now_us)
 
@@ -144,4 +171,5 @@ class Moves:
         if request.phase == worker_session_pb2.REQUEST_PHASE_ATTACHING:
             self.arrivals.abandon(request.request_id)
         else:
+            self.pulls.abandon(request.request_id)
             self.departures.forget(request)

@@ -35,6 +35,12 @@ class Request:
     crc: int = 0
     add_number: int = 0
     """By which the engine answers that it has taken this in; 0 = it was not given it."""
+    pulling: bool = False
+    """A part of its prompt is being read from a peer: the engine gets it after that."""
+    pulled_tokens: int = 0
+    """That part, if it came."""
+    pull_us: int = 0
+    """How long it waited for that."""
     owner: int | None = None
     """The feed that gets the tokens; None = nobody at present."""
     orphaned_us: int = 0
@@ -57,7 +63,7 @@ class Request:
     @property
     def live(self) -> bool:
         """The engine has it."""
-        return self.phase in (
+        return not self.pulling and self.phase in (
             worker_session_pb2.REQUEST_PHASE_WAITING,
             worker_session_pb2.REQUEST_PHASE_PREFILL,
             worker_session_pb2.REQUEST_PHASE_DECODE,
@@ -128,8 +134,13 @@ class Request:
         return slo_pb2.Decision(kind="preempt", reason="kv_blocks", numbers={"recompute_tokens": tokens})
 
     def end_told(self, cached_tokens: int) -> slo_pb2.Decision:
-        """What explains its times: `cached_tokens` of the prompt were there already."""
-        numbers = {"preemptions": self.preemptions, "cached_tokens": cached_tokens}
+        """What explains its times: `cached_tokens` of the prompt were there when it began."""
+        numbers = {
+            "preemptions": self.preemptions,
+            "cached_tokens": cached_tokens,
+            "pulled_tokens": self.pulled_tokens,
+            "pull_us": self.pull_us,
+        }
         return slo_pb2.Decision(kind="finish", numbers={name: number for name, number in numbers.items() if number})
 
     def crc_at(self, count: int) -> int:

@@ -45,6 +45,8 @@ class Requests:
         self._engine = EngineView(profile.total_blocks, profile.block_tokens, profile.block_bytes)
         self.on_drop: Callable[[Request], None] = lambda request: None
         """Told of each that is forgotten here, whatever was to become of its cache."""
+        self.pull: Callable[[Request, int], bool] = lambda request, now_us: False
+        """Asked of each that is complete: True where a peer's cache is read for it first, and then `add` is called."""
 
     # --- commands ----------------------------------------------------------------------------------------
 
@@ -78,7 +80,7 @@ class Requests:
             # Not here in any form: gone without trace, and it must not start if its Run is still coming.
             self.tombstones.add(request_id, attempt, now_us)
             self._reporter.update(request_id, attempt, Update.KIND_REVOKED)
-        elif not request.complete:
+        elif not request.complete or request.pulling:
             self.drop(request, Gone.REASON_DROPPED, "revoked")
             self.tombstones.add(request_id, attempt, now_us)
             self._reporter.update(request_id, attempt, Update.KIND_REVOKED)
@@ -261,6 +263,13 @@ class Requests:
         if request.count >= start.max_tokens:
             ended = EndedAttempt(request.request_id, request.attempt, sampling_pb2.FINISH_REASON_LENGTH)
             return self._finish(request, ended, now_us)
+        if not self.pull(request, now_us):
+            self.add(request, now_us)
+
+    def add(self, request: Request, now_us: int) -> None:
+        """To the engine, which has all of its prompt that could be had without computing it."""
+        run, start = request.run, request.start
+        assert run is not None and start is not None
         request.add_number = self._engine.add(request.prompt_tokens + request.count, now_us)
         sequence = sequence_of(run, start, self._profile.eos_token_ids, request.run_arrival_us)
         self._effects.append(AddSequence(request.add_number, sequence))

@@ -139,7 +139,7 @@ class WorkerCore:
         self._fence.CopyFrom(registered.fence)
         self._connected = True
         self._cache.begin()
-        load = self.requests.load(now_us)
+        load = self._load(now_us)
         self._reporter.begin(registered.report_interval_us, load, (self.role, self.readiness), now_us)
         snapshot = worker_session_pb2.Snapshot(
             requests=self.requests.statuses(),
@@ -266,12 +266,17 @@ class WorkerCore:
         self._effects.clear()
         return effects
 
+    def _load(self, now_us: int) -> worker_session_pb2.WorkerLoad:
+        load = self.requests.load(now_us)
+        load.queued_prefill_tokens += self.moves.pulls.tokens
+        return load
+
     def _report(self, now_us: int) -> None:
         """Tells the scheduler what there is to tell, if it is time."""
         standing = (self.role, self.readiness)
         if not self._reporter.ripe(standing, now_us):
             return
-        load = self.requests.load(now_us)
+        load = self._load(now_us)
         if not self._reporter.due(load, standing, now_us):
             return
         report = self._reporter.report(load, standing, now_us)

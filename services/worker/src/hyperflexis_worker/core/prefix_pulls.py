@@ -1,0 +1,239 @@
+"""Prefixes read from peers that keep them, before a request goes to the engine (docs/protocol.md, "Prefixes").
+
+    reserve blocks -> ask what is there -> read what is not here -> was the lease alive all the while? -> it can be found
+
+The request waits meanwhile and may be revoked; whatever fails, or takes too long, leaves it to be computed like others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+
+from hyperflexis.scheduler.v1 import worker_session_pb2
+from hyperflexis.worker.v1 import worker_service_pb2
+from hyperflexis_common import tokens as packing
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.prefix import HASH_BYTES, prefix_hashes
+from hyperflexis_worker.core.arrivals import LEASE_MARGIN_US
+from hyperflexis_worker.core.effects import (
+    AskPrefix,
+    AskRelease,
+    Effect,
+    KeepPrefix,
+    PullBlocks,
+    ReservePrefix,
+    UnreserveBlocks,
+)
+from hyperflexis_worker.core.peer_links import PeerLinks
+from hyperflexis_worker.core.request import Request
+
+LIMIT_US = 200_000
+"""A request waits this long at most for its prefix ..."""
+TTFT_SHARE = 0.25
+"""... and no longer than this part of the time that is left until its first token is due."""
+
+
+class Step(Enum):
+    RESERVING = "reserving"
+    ASKING = "asking"
+    LINKING = "linking"
+    READING = "reading"
+    RELEASING = "releasing"
+
+
+@dataclass(slots=True, eq=False)
+class _Pull:
+    """One request that waits for its prefix."""
+
+    request: Request
+    source: worker_session_pb2.PrefixSource
+    hashes: bytes
+    """Of what is to be had at most."""
+    began_us: int
+    until_us: int
+    step: Step = Step.RESERVING
+    number: int = 0
+    """Of the question that is open."""
+    cached: int = 0
+    """Blocks that were here."""
+    blocks: list[int] | None = None
+    """At the source, of the whole prefix that is there."""
+    engine: str = ""
+    asked_us: int = 0
+    lease_id: int = 0
+    lease_ends_us: int = 0
+    """When what is read under it counts no more, on this clock."""
+
+
+class PrefixPulls:
+    """`over` is told once for each request that came by `begin`, unless it is abandoned: it goes to the engine then."""
+
+    def __init__(
+        self,
+        effects: list[Effect],
+        links: PeerLinks,
+        block_tokens: int,
+        numbers: Iterator[int],
+        over: Callable[[Request, int], None],
+    ) -> None:
+        """`block_tokens`: of a block of the prefix cache; 0 = there is none."""
+        self._effects = effects
+        self._links = links
+        self._block_tokens = block_tokens
+        self._numbers = numbers
+        self._over = over
+        self._pulls: dict[str, _Pull] = {}
+        self._by_number: dict[int, _Pull] = {}
+        self.outcomes: Counter[str] = Counter()
+        """`read`, or why not."""
+
+    def __len__(self) -> int:
+        return len(self._pulls)
+
+    @property
+    def tokens(self) -> int:
+        """To be prefilled of those that wait, beside what they wait for."""
+        return sum(p.request.prompt_tokens + p.request.count - p.source.tokens for p in self._pulls.values())
+
+    def begin(self, request: Request, now_us: int) -> bool:
+        """False where there is nothing to wait for. Both halves of the request are here."""
+        run, start = request.run, request.start
+        assert run is not None and start is not None
+        if not run.HasField("prefix_source") or not self._block_tokens or not self._links.layout:
+            return False
+        # The last token is always computed.
+        blocks = min(run.prefix_source.tokens, packing.count(start.prompt) - 1) // self._block_tokens
+        left_us = request.run_arrival_us + run.slo.ttft_us - now_us
+        limit_us = min(int(left_us * TTFT_SHARE), LIMIT_US)
+        if blocks < 1 or limit_us <= 0:
+            return False
+        prefix = start.prompt[: blocks * self._block_tokens * packing.TOKEN_BYTES]
+        hashes = prefix_hashes(prefix, self._block_tokens)
+        self._pulls[request.request_id] = _Pull(request, run.prefix_source, hashes, now_us, now_us + limit_us)
+        request.pulling = True
+        self._effects.append(ReservePrefix(request.request_id, request.attempt, hashes))
+        return True
+
+    def abandon(self, request_id: str) -> None:
+        """It is not wanted any more; nobody is told."""
+        pull = self._pulls.get(request_id)
+        if pull is not None:
+            self._forget(pull)
+
+    def abandon_all(self) -> None:
+        for pull in list(self._pulls.values()):
+            self._forget(pull)
+
+    # --- answers -----------------------------------------------------------------------------------------
+
+    def reserved(self, request_id: str, attempt: Attempt, ok: bool, cached: int, now_us: int) -> None:
+        pull = self._pulls.get(request_id)
+        if pull is None or pull.request.attempt != attempt or pull.step is not Step.RESERVING:
+            return
+        if not ok:
+            return self._fail(pull, "no_blocks", now_us)
+        if cached * HASH_BYTES >= len(pull.hashes):
+            return self._fail(pull, "here_already", now_us)
+        pull.cached = cached
+        pull.step = Step.ASKING
+        pull.asked_us = now_us
+        worker = pull.source.worker
+        ask = worker_service_pb2.ExportPrefixRequest(incarnation=worker.incarnation, hashes=pull.hashes)
+        self._effects.append(AskPrefix(self._number(pull), worker.address, ask))
+
+    def exported(
+        self, number: int, response: worker_service_pb2.ExportPrefixResponse | None, error: str, now_us: int
+    ) -> None:
+        """The source's answer to AskPrefix; None where there was none."""
+        pull = self._open(number)
+        if pull is None:
+            return
+        if response is None:
+            return self._fail(pull, error or "source_refused", now_us)
+        pull.lease_id = response.lease_id
+        pull.lease_ends_us = pull.asked_us + response.lease_us - LEASE_MARGIN_US
+        pull.engine = response.engine
+        pull.blocks = packing.unpack(response.parts[0].block_ids) if response.parts else []
+        if len(pull.blocks) <= pull.cached:
+            return self._fail(pull, "no_more_there", now_us)
+        pull.step = Step.LINKING
+        self._links.need(pull.engine, pull.source.worker, partial(self._linked, pull), now_us)
+
+    def _linked(self, pull: _Pull, error: str, now_us: int) -> None:
+        if self._pulls.get(pull.request.request_id) is not pull:
+            return
+        if error:
+            return self._fail(pull, error, now_us)
+        assert pull.blocks is not None
+        pull.step = Step.READING
+        within_us = min(pull.lease_ends_us, pull.until_us) - now_us
+        if within_us <= 0:
+            return self._fail(pull, "timeout_linking", now_us)
+        request, number, blocks = pull.request, self._number(pull), pull.blocks[pull.cached :]
+        lease = (pull.engine, pull.lease_id)
+        self._effects.append(
+            PullBlocks(number, request.request_id, request.attempt, *lease, pull.cached, blocks, within_us)
+        )
+
+    def pulled(self, number: int, error: str, now_us: int) -> None:
+        pull = self._open(number)
+        if pull is None:
+            return
+        if error:
+            if now_us < pull.until_us:  # else it only was too slow for this one
+                self._links.lost(pull.engine)
+            return self._fail(pull, "read_failed", now_us)
+        if now_us >= pull.lease_ends_us:
+            return self._fail(pull, "lease_over", now_us)
+        pull.step = Step.RELEASING
+        self._effects.append(AskRelease(self._number(pull), pull.source.worker.address, pull.lease_id))
+
+    def released(self, number: int, held: bool, error: str, now_us: int) -> None:
+        pull = self._open(number)
+        if pull is None or pull.blocks is None:
+            return
+        pull.lease_id = 0
+        if error or not held:
+            return self._fail(pull, error or "lease_over", now_us)
+        request, blocks = pull.request, len(pull.blocks)
+        del self._pulls[request.request_id]
+        request.pulled_tokens = (blocks - pull.cached) * self._block_tokens
+        self._effects.append(KeepPrefix(request.request_id, request.attempt, pull.hashes[: blocks * HASH_BYTES]))
+        self._end(pull, "read", now_us)
+
+    def tick(self, now_us: int) -> None:
+        for pull in [pull for pull in self._pulls.values() if pull.until_us <= now_us]:
+            self._fail(pull, f"timeout_{pull.step.value}", now_us)
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _fail(self, pull: _Pull, reason: str, now_us: int) -> None:
+        self._forget(pull)
+        self._end(pull, reason, now_us)
+
+    def _end(self, pull: _Pull, outcome: str, now_us: int) -> None:
+        self.outcomes[outcome] += 1
+        pull.request.pulling = False
+        pull.request.pull_us = now_us - pull.began_us
+        self._over(pull.request, now_us)
+
+    def _forget(self, pull: _Pull) -> None:
+        request = pull.request
+        del self._pulls[request.request_id]
+        self._by_number.pop(pull.number, None)
+        self._effects.append(UnreserveBlocks(request.request_id, request.attempt))
+        if pull.lease_id:
+            self._effects.append(AskRelease(0, pull.source.worker.address, pull.lease_id))
+
+    def _number(self, pull: _Pull) -> int:
+        pull.number = next(self._numbers)
+        self._by_number[pull.number] = pull
+        return pull.number
+
+    def _open(self, number: int) -> _Pull | None:
+        """Whose question this answers; None where it is not wanted any more, or somebody else's."""
+        return self._by_number.pop(number, None)
