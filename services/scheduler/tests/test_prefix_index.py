@@ -42,6 +42,8 @@ def test_as_many_blocks_as_are_kept_up_to_a_power_of_two(story, asked):
             assert not true.any()
             continue
         assert (found <= true).all() and found.max() == true.max(), "whoever is ahead is known exactly"
+        exact = [index.blocks_of(slot, b"".join(CHAINS[chain][:asked])) for slot in range(6)]
+        assert exact == true.tolist()
         assert (found >= true // 2).all() and ((found > 0) == (true > 0)).all()
     for slot in range(6):
         index.forget(slot)

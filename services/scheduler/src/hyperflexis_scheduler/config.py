@@ -33,6 +33,9 @@ class SchedulerSettings(ServiceSettings):
     """How a worker is chosen."""
     prefix_aware: bool = True
     """A worker that keeps the beginning of a prompt counts as having that much less to do."""
+    prefix_pulls: bool = True
+    """What a peer keeps of a prompt is read from it where that takes less than half as long as to compute it; needs
+    prefix_aware. Only over links as fast as that: gRPC is not, beside a GPU."""
     roles: Literal["fixed", "adaptive"] = "fixed"
     """Who may be sent what. fixed: as workers and operators say; adaptive: by the load, whatever they say."""
     lease_ms: int = Field(default=3_000, ge=300, le=60_000)
@@ -61,6 +64,7 @@ class SchedulerSettings(ServiceSettings):
         return Rules(
             tiers={tier.name: slo_of(tier) for tier in self.tiers},
             prefix_aware=self.prefix_aware,
+            prefix_pulls=self.prefix_pulls,
             adaptive_roles=self.roles == "adaptive",
             hold_limit=self.hold_limit,
             hold_us=int(self.hold_seconds * 1e6),

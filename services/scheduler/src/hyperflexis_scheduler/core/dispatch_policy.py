@@ -27,7 +27,10 @@ class Ask(NamedTuple):
     expected_tokens: float = 0.0
     """Output tokens that requests of this tier make on average; 0 = not known."""
     cached_tokens: Floats | None = None
-    """[len(among)] Of those to prefill, what each candidate keeps already; None = nobody anything."""
+    """[len(among)] Of those to prefill, what each candidate keeps already, or reads from a peer; None = nobody
+    anything."""
+    read_us: Floats | None = None
+    """[len(among)] Until what it reads is there; None = nobody reads."""
 
 
 class Choice(NamedTuple):
@@ -127,8 +130,9 @@ class EarliestFirstToken:
         queued_us = loads.of(QUEUED_US, among)
         share = loads.of(SHARE, among)
         requests = loads.of(REQUESTS, among)
+        waits_us = queued_us / share if ask.read_us is None else np.maximum(queued_us / share, ask.read_us)
         # A request costs a millisecond beyond its tokens: it tells idle workers apart, and spreads the decodes.
-        until_us = (queued_us + own_us) / share + 1_000.0 * requests
+        until_us = waits_us + own_us / share + 1_000.0 * requests
         slot = int(among[until_us.argmin()])
         return Choice(slot, "earliest_first_token", {"candidates": len(among)})
 

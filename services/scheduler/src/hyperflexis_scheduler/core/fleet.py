@@ -33,6 +33,8 @@ class Pool:
         """Somebody here only prefills."""
         self.at: dict[int, WorkerState] = {}
         """By slot."""
+        self.admitting: Slots = np.empty(0, np.intp)
+        """Those slots, in order: of all that may be given anything."""
         self.min_context = 0
         """Least context length of the eligible ones."""
         self.max_context = 0
@@ -53,6 +55,7 @@ class Pool:
         self.slots = np.array([worker.slot for worker in self.eligible], np.intp)
         self.hands_off = len(decoders) > 0 and any(w.hands_off and w.admits for w in self.workers.values())
         self.at = {worker.slot: worker for worker in (*self.eligible, *decoders)}
+        self.admitting = np.array(sorted(self.at), np.intp)
         self._contexts = np.array([_context(worker) for worker in self.eligible])
         self.min_context = min((_context(w) for w in self.eligible), default=0)
         self.ready_context = max((_context(w) for w in self.eligible), default=0)

@@ -20,9 +20,15 @@ class Grants:
         self._cell = cell
 
     def grant(
-        self, state: RequestState, worker: WorkerState, reason: str, numbers: Mapping[str, float], now_us: int
+        self,
+        state: RequestState,
+        worker: WorkerState,
+        reason: str,
+        numbers: Mapping[str, float],
+        now_us: int,
+        source: worker_session_pb2.PrefixSource | None = None,
     ) -> None:
-        """Run to the worker, Placed to the router."""
+        """Run to the worker, Placed to the router. `source`: where the worker may read the beginning of the prompt."""
         cell = self._cell
         state.attempt = cell.next_attempt()
         state.base_index = state.committed
@@ -30,7 +36,10 @@ class Grants:
         state.granted += 1
         self._put(state, worker, now_us)
         state.placed = state.note("place", reason, now_us, {**numbers, "slack_us": state.deadline_us - now_us})
-        seq = cell.command(worker, run=self.run(state, state.attempt, now_us))
+        run = self.run(state, state.attempt, now_us)
+        if source is not None:
+            run.prefix_source.CopyFrom(source)
+        seq = cell.command(worker, run=run)
         worker.charge(seq, state)
         cell.tally.tier(state.slo.tier).placed += 1
         cell.tally.placements[reason] += 1

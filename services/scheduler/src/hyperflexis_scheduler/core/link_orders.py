@@ -1,4 +1,5 @@
-"""Links ahead of need: whoever may be handed requests can read from those who prefill for others.
+"""Links ahead of need: whoever may be handed requests can read from those who prefill for others, and whoever could
+have read a prefix from a peer can do so the next time.
 
 A link that is only made when the first request needs it costs that one tens of milliseconds. They are asked for as
 workers join and roles change, a few at a time, and again where one failed or was lost.
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hyperflexis.common.v1 import movement_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_scheduler.core.cell import Cell
@@ -16,6 +16,8 @@ from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.worker import WorkerState
 
 PER_ROUND = 16
+WANTED = 16
+"""A worker that has so many links is told of no more for the sake of prefixes."""
 AGAIN_US = 5_000_000
 """After an order that has not led to a link."""
 
@@ -33,14 +35,27 @@ class LinkOrders:
         for reader, source in self._missing(pool):
             if budget == 0:
                 return
-            if (reader.key, source.key) in self._ordered:
-                continue
-            budget -= 1
-            self._ordered[reader.key, source.key] = now_us
-            peer = movement_pb2.WorkerRef(
-                worker_id=source.key.worker_id, incarnation=source.key.incarnation, address=source.address
-            )
-            self._cell.command(reader, link=worker_session_pb2.LinkPeer(peer=peer))
+            budget -= self._order(reader, source, now_us)
+
+    @staticmethod
+    def up(reader: WorkerState, source: WorkerState) -> bool:
+        """There is a link to this life of it."""
+        link = reader.links.get(source.key.worker_id)
+        return link is not None and bool(link.transport) and link.peer.incarnation == source.key.incarnation
+
+    def want(self, reader: WorkerState, source: WorkerState, now_us: int) -> None:
+        """It had something to read there, and no link."""
+        if len(reader.links) < WANTED:
+            self._order(reader, source, now_us)
+
+    def _order(self, reader: WorkerState, source: WorkerState, now_us: int) -> bool:
+        """False where that has been done a moment ago."""
+        pair = (reader.key, source.key)
+        if now_us - self._ordered.get(pair, -AGAIN_US) < AGAIN_US:
+            return False
+        self._ordered[pair] = now_us
+        self._cell.command(reader, link=worker_session_pb2.LinkPeer(peer=source.ref()))
+        return True
 
     def _missing(self, pool: Pool) -> Iterator[tuple[WorkerState, WorkerState]]:
         sources = [worker for worker in pool.workers.values() if worker.hands_off and worker.admits and worker.moves]
@@ -50,7 +65,5 @@ class LinkOrders:
             if not reader.decodes:
                 continue
             for source in sources:
-                link = reader.links.get(source.key.worker_id)
-                up = link is not None and link.transport and link.peer.incarnation == source.key.incarnation
-                if source is not reader and not up:
+                if source is not reader and not self.up(reader, source):
                     yield reader, source

@@ -27,12 +27,12 @@ GROWTH_TOKENS = 128.0
 
 
 class Migrator:
-    def __init__(self, cell: Cell, moves: Moves) -> None:
+    def __init__(self, cell: Cell, moves: Moves, links: LinkOrders) -> None:
         self._cell = cell
         self._moves = moves
         self._next_us = 0
         self._rules = MigrationRules()
-        self._links = LinkOrders(cell)
+        self._links = links
         self._roles = RoleOrders(cell)
 
     def first_token(self, state: RequestState, now_us: int) -> None:

@@ -57,9 +57,7 @@ class Moves:
         ticket = movement_pb2.KvTicket(
             request_id=state.request_id,
             attempt=state.attempt.proto(),
-            source=movement_pb2.WorkerRef(
-                worker_id=source.key.worker_id, incarnation=source.key.incarnation, address=source.address
-            ),
+            source=source.ref(),
             num_tokens=state.prefill_tokens,
         )
         run = self._grants.run(state, move.attempt, now_us)

@@ -15,7 +15,9 @@ from hyperflexis_scheduler.core.decode_placement import at_once
 from hyperflexis_scheduler.core.dispatch_policy import Ask, forecast, in_time
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
-from hyperflexis_scheduler.core.loads import Floats, Slots
+from hyperflexis_scheduler.core.link_orders import LinkOrders
+from hyperflexis_scheduler.core.loads import Slots
+from hyperflexis_scheduler.core.prefix_sources import Prefix, PrefixSources
 from hyperflexis_scheduler.core.request import Phase, RequestState
 
 _HINTLESS = (
@@ -27,9 +29,10 @@ _HINTLESS = (
 
 
 class Placement:
-    def __init__(self, cell: Cell, grants: Grants) -> None:
+    def __init__(self, cell: Cell, grants: Grants, links: LinkOrders) -> None:
         self._cell = cell
         self._grants = grants
+        self._sources = PrefixSources(cell, links)
 
     def place(self, state: RequestState, now_us: int, reason: str = "", among: Slots | None = None) -> None:
         """Grants an attempt, or holds, or refuses. `reason` replaces the policy's in the decision, `among` narrows
@@ -62,32 +65,26 @@ class Placement:
             self._hold(state, now_us)
             return
         ask = _ask(state, now_us)
-        cached = self._cached(state, pool, among)
-        choice = cell.policy.choose(
-            ask if cached is None else ask._replace(cached_tokens=cached), cell.fleet.loads, among
-        )
-        state.cached_tokens = int(cached[among == choice.slot][0]) if cached is not None else 0
+        prefixes = self._sources.look(state, pool, among, now_us)
+        asked = ask
+        if prefixes is not None:
+            asked = ask._replace(cached_tokens=prefixes.cached + prefixes.pulled, read_us=prefixes.read_us)
+        choice = cell.policy.choose(asked, cell.fleet.loads, among)
+        prefix = Prefix(0)
+        if prefixes is not None:
+            prefix = self._sources.settle(state, pool, prefixes, choice.slot, now_us)
+        state.cached_tokens = prefix.cached + prefix.pulled
         left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
-        numbers = {**choice.numbers, **forecast(left, cell.fleet.loads, choice.slot)}
-        if state.cached_tokens:
-            numbers["cached_tokens"] = state.cached_tokens
+        numbers = {**choice.numbers, **forecast(left, cell.fleet.loads, choice.slot), **prefix.numbers}
         if state.committed:
             numbers["committed_tokens"] = state.committed
-        self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, numbers, now_us)
+        self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, numbers, now_us, prefix.source)
 
     def _straight(self, state: RequestState, pool: Pool) -> Slots:
         """Workers where a short prompt would be done at once, and need not be handed off: it goes there."""
         loads, among = self._cell.fleet.loads, pool.able_decoders(state.context_tokens)
         prefill_us = loads.prefill_us(state.prefill_tokens, among)
         return _without(state.avoid, pool, at_once(prefill_us, state.tpot_us, loads, among))
-
-    def _cached(self, state: RequestState, pool: Pool, among: Slots) -> Floats | None:
-        """[len(among)] Tokens of its prompt that each is believed to keep; the last one is always computed."""
-        block_tokens = next(iter(pool.workers.values())).capabilities.hash_block_tokens
-        if not state.prefix_hashes or not block_tokens:
-            return None
-        blocks = self._cell.fleet.prefixes.cached_blocks(state.prefix_hashes, among)
-        return None if blocks is None else np.minimum(blocks * block_tokens, state.prefill_tokens - 1)
 
     def drain_hold(self, now_us: int) -> None:
         """Places held requests of the models that have a place now, a bounded number of them. Those that only a worker

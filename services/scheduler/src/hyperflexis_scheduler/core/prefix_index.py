@@ -70,6 +70,16 @@ class PrefixIndex:
                     found = self._mark(found, mask, middle, among)
         return found
 
+    def blocks_of(self, slot: int, hashes: bytes) -> int:
+        """Blocks of this chain at this one, exactly."""
+        held = self._of.get(slot, set())
+        low, high = 0, len(hashes) // HASH_BYTES + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            there = hashes[(middle - 1) * HASH_BYTES : middle * HASH_BYTES] in held
+            low, high = (middle, high) if there else (low, middle)
+        return low
+
     @staticmethod
     def _mark(found: Floats | None, mask: int, depth: int, among: Slots) -> Floats:
         marked = np.zeros(len(among)) if found is None else found

@@ -89,7 +89,7 @@ class RequestState:
     prefix_hashes: bytes = b""
     """Of its prompt's full blocks, until it decodes."""
     cached_tokens: int = 0
-    """Of its prompt, that the worker it was given is believed to keep."""
+    """Of its prompt, that the worker it was given is believed to keep, or to read from a peer."""
     committed: int = 0
     detach_grace_us: int = 0
     arrived_us: int = 0

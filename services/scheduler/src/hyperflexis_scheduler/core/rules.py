@@ -37,6 +37,10 @@ class Rules:
     """Ticks further apart than this mean that this process slept: nobody else is blamed for it."""
     prefix_aware: bool = True
     """Placement counts on what workers keep of a prompt."""
+    prefix_pulls: bool = True
+    """A prefix that a peer keeps is read from it where that is clearly quicker than to compute it."""
+    pull_tokens: int = 512
+    """Fewer are computed at once."""
     adaptive_roles: bool = False
     """How many workers only prefill follows the load."""
     max_attempts: int = 16

@@ -13,6 +13,7 @@ from hyperflexis_scheduler.core.cluster import describe
 from hyperflexis_scheduler.core.dispatch_policy import SchedulerPolicy
 from hyperflexis_scheduler.core.effects import CloseSession, Effect, ToRouter, ToWorker
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.link_orders import LinkOrders
 from hyperflexis_scheduler.core.memory import Memory
 from hyperflexis_scheduler.core.migrator import Migrator
 from hyperflexis_scheduler.core.moves import Moves
@@ -34,11 +35,12 @@ class _Reign:
         self.settle_by_us = settle_by_us
         self.ticked_us = began_us
         self.grants = Grants(cell)
-        self.placement = Placement(cell, self.grants)
+        links = LinkOrders(cell)
+        self.placement = Placement(cell, self.grants, links)
         self.submissions = Submissions(cell, self.grants, self.placement)
         self.moves = Moves(cell, self.grants)
         self.actions = Actions(cell, self.moves)
-        self.migrator = Migrator(cell, self.moves)
+        self.migrator = Migrator(cell, self.moves, links)
         reports = Reports(cell, self.grants, self.placement, self.moves, self.migrator)
         self.workers = Workers(cell, self.grants, self.moves, reports, self.actions)
         self.rebalance = Rebalance(cell, self.grants)

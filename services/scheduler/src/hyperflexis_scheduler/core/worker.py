@@ -144,6 +144,12 @@ class WorkerState:
         """Its engine's caches can be read, and it can read others'."""
         return self.capabilities.kv_ticket == capability_pb2.KV_TICKET_KIND_BLOCKS
 
+    def ref(self) -> movement_pb2.WorkerRef:
+        """How other workers find it."""
+        return movement_pb2.WorkerRef(
+            worker_id=self.key.worker_id, incarnation=self.key.incarnation, address=self.address
+        )
+
     @property
     def leaving(self) -> bool:
         return self.draining or self.readiness == capability_pb2.READINESS_DRAINING

@@ -1,6 +1,6 @@
 """Prefixes read from peers that keep them, before a request goes to the engine (docs/protocol.md, "Prefixes").
 
-    reserve blocks -> ask what is there -> read what is not here -> was the lease alive all the while? -> it can be found
+    reserve blocks -> ask what is there -> read what is not here -> was the lease alive all the while? -> found here
 
 The request waits meanwhile and may be revoked; whatever fails, or takes too long, leaves it to be computed like others.
 """
