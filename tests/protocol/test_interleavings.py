@@ -9,24 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from virtual_cell import VirtualCell
+from virtual_client import some_prompt
+from virtual_end import check
 from virtual_faults import MESSAGES, NAMES, Account
 from virtual_process import SECOND
 
-from hyperflexis.common.v1 import sampling_pb2
-
 FAULT_AT_US = st.integers(0, 800_000)
 """After the arrival of one of the requests: most are under way then."""
-
-
-def check(cell: VirtualCell) -> None:
-    cell.settle()
-    for client in cell.clients.values():
-        if client.cancelled:
-            continue  # its router may have died with the cancellation: the request then ends with its grace
-        assert client.ended is not None, f"{client.request_id} is stuck at {len(client.tokens)} of {client.max_tokens}"
-        assert client.ended.reason == sampling_pb2.FINISH_REASON_LENGTH, f"{client.request_id}: {client.ended}"
-        assert client.tokens == client.reference
-    assert cell.leaks() == []
 
 
 def run(
@@ -38,7 +27,7 @@ def run(
     account = Account()
     arrivals_us = [chance.randrange(SECOND // 10, 4 * SECOND) for _ in range(requests)]
     for number, at_us in enumerate(arrivals_us):
-        prompt = [chance.randrange(1_000) for _ in range(chance.randrange(1, 60))]
+        prompt = some_prompt(chance)
         length = chance.randrange(1, 150)
         router = chance.randrange(len(cell.routers))
         cell.time.after(at_us, partial(cell.generate, f"first-{number}", prompt, length, router))

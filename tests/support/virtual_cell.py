@@ -285,6 +285,8 @@ class VirtualCell:
                 found.append(f"{worker.key}: {engine.pool.usable - engine.pool.free} blocks")
             if engine.caches:
                 found.append(f"{worker.key}: leases, reservations or transfers")
+            if len(worker.core.moves.pulls):
+                found.append(f"{worker.key}: {len(worker.core.moves.pulls)} requests that wait for a prefix")
             if len(worker.core.moves.arrivals):
                 found.append(f"{worker.key}: {len(worker.core.moves.arrivals)} requests on their way there")
             if worker.core.requests.unfinished:

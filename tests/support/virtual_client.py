@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import TYPE_CHECKING
 
 from hyperflexis_common.tokens import unpack
@@ -12,6 +13,16 @@ if TYPE_CHECKING:
     from virtual_router import Router
 
 VOCAB = 1_000
+
+
+TOPICS = 6
+
+
+def some_prompt(chance: random.Random) -> list[int]:
+    """A few begin like others, so that caches are worth reading."""
+    begin = 100 * chance.randrange(TOPICS)
+    prompt = list(range(begin, begin + chance.randrange(8, 56))) if chance.random() < 0.5 else []
+    return prompt + [chance.randrange(VOCAB) for _ in range(chance.randrange(1, 60 - len(prompt)))]
 
 
 class Client:

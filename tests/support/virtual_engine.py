@@ -207,7 +207,13 @@ class Engine:
         self._steps += 1
         for end in result.ended:
             self._ended.append(
-                EndedAttempt(end.sequence.request_id, end.sequence.attempt, end.reason, end.stop_token_id)
+                EndedAttempt(
+                    end.sequence.request_id,
+                    end.sequence.attempt,
+                    end.reason,
+                    end.stop_token_id,
+                    cached_tokens=end.sequence.cached_tokens,
+                )
             )
             self._forget(end.sequence)
         for sequence, _ in result.given_up:
@@ -226,6 +232,7 @@ class Engine:
         given_up: list[tuple[str, Attempt, slo_pb2.Decision]] = [
             (s.request_id, s.attempt, decision) for s, decision in result.given_up
         ]
+        cache = self.pool.take_events()
         event = EngineEvent(
             adds_applied=self._adds_applied,
             waiting=len(waiting),
@@ -239,6 +246,8 @@ class Engine:
             ended=ended,
             given_up=given_up,
             preempted=[(s.request_id, s.attempt, s.num_tokens) for s in result.preempted],
+            cache=cache.changes,
+            cache_lost=cache.lost,
         )
         self._say(lambda: self._worker.engine_stepped(event))
 

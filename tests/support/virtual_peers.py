@@ -40,6 +40,12 @@ class Peers:
                     lambda peer, reply: peer.export(request, reply),
                     lambda answer, error: self._tell(move_event.PeerExported(number, answer, error)),
                 )
+            case effects.AskPrefix(number, address, prefix):
+                self._call(
+                    address,
+                    lambda peer, reply: peer.export_prefix(prefix, reply),
+                    lambda answer, error: self._tell(move_event.PeerPrefix(number, answer, error)),
+                )
             case effects.AskLink(number, address):
                 self._call(
                     address,
@@ -67,6 +73,9 @@ class Peers:
 
     def export(self, request: worker_service_pb2.ExportKvRequest, reply: Reply) -> None:
         self._tell(move_event.ExportAsked(self._number(reply), request))
+
+    def export_prefix(self, request: worker_service_pb2.ExportPrefixRequest, reply: Reply) -> None:
+        self._tell(move_event.PrefixAsked(self._number(reply), request))
 
     def link(self, reply: Reply) -> None:
         engine = self._worker.engine

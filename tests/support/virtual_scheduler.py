@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from virtual_engine import BLOCK_TOKENS
 from virtual_network import Link
 from virtual_process import SECOND, TICK_US, Process
 
@@ -24,7 +25,7 @@ class Scheduler(Process):
     def __init__(self, cell: VirtualCell, epoch: int, memory: Memory | None) -> None:
         super().__init__(cell)
         self.epoch = epoch
-        self.core = SchedulerCore(Rules(), POLICIES[cell.policy]())
+        self.core = SchedulerCore(Rules(pull_tokens=BLOCK_TOKENS), POLICIES[cell.policy]())
         self.links: dict[int, Link] = {}
         self.dialled: list[Link] = []
         """Every connection to this process, those it has not heard from yet included."""

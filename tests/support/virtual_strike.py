@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from virtual_cell import VirtualCell
-from virtual_client import Client
+from virtual_client import Client, some_prompt
 from virtual_worker import Worker
 
 
@@ -53,8 +53,8 @@ def a_client(strike: Strike) -> Client | None:
 
 def request(strike: Strike, tokens: int) -> Client:
     cell, chance = strike.cell, strike.chance
-    prompt = [chance.randrange(1_000) for _ in range(chance.randrange(1, 60))]
-    return cell.generate(f"later-{len(cell.clients)}", prompt, tokens, chance.randrange(len(cell.routers)))
+    router = chance.randrange(len(cell.routers))
+    return cell.generate(f"later-{len(cell.clients)}", some_prompt(chance), tokens, router)
 
 
 def fresh_request(strike: Strike) -> bool:

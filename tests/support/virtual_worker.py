@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 ENGINE_HUNG_US = 30 * SECOND
 SILENCE_US = 3 * SECOND
+US_PER_TOKEN = 500.0
+"""What it says that a prefill takes: long enough for caches to be worth reading."""
 
 
 class Worker(Process):
@@ -38,9 +40,13 @@ class Worker(Process):
             max_num_tokens=MAX_NUM_TOKENS,
             max_num_seqs=MAX_NUM_SEQS,
             kv_ticket=capability_pb2.KV_TICKET_KIND_BLOCKS,
+            hash_block_tokens=BLOCK_TOKENS,
         )
         address = f"{worker_id}:{incarnation}"
-        profile = WorkerProfile(self.key, address, "m", b"fingerprint", capabilities, BLOCKS, BLOCK_TOKENS)
+        step_time = capability_pb2.StepTimeModel(c2_us=US_PER_TOKEN)
+        profile = WorkerProfile(
+            self.key, address, "m", b"fingerprint", capabilities, BLOCKS, BLOCK_TOKENS, step_time=step_time
+        )
         self.core = WorkerCore(profile)
         self.core.moves.links.layout = LAYOUT
         self.peers = Peers(self)
