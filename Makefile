@@ -93,7 +93,7 @@ bench-kv: $(FULL) ## How fast caches move, by transport, and what moving costs r
 	$(BIN)/python bench/kv.py $(ARGS)
 
 .PHONY: bench-prefix
-bench-prefix: $(FULL) ## Hit rate and time to first token with and without placement by cached prefixes, live: five minutes
+bench-prefix: $(FULL) ## Hit rate and time to first token with and without placement by cached prefixes, live: six minutes
 	$(BIN)/python bench/prefix.py $(ARGS)
 
 .PHONY: bench-slo

@@ -2,8 +2,10 @@
 
 The conversation trace tells how many tokens of each prompt an earlier one began with, not which one: a prompt here
 continues the latest earlier one that is long enough, and short shared beginnings are those of one system prompt. The
-same requests are served three times: placed by what workers keep (prefix_aware), without looking at it (blind), and in
-turn (round_robin); workers keep prefixes in all three. Writes build/bench/prefix.json, a row each.
+same requests are served four times: placed by what workers keep, which is read from a peer where that is quicker than
+to compute it (pulls) or not (prefix_aware), without looking at it (blind), and in turn (round_robin); workers keep
+prefixes in all four. A token of a modelled cache has 8 bytes: a read takes what is around it, and no time on a link.
+Writes build/bench/prefix.json, a row each.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ SYSTEM_TOKENS = 512
 CONTEXT = 32_768
 """Of the engine: longer requests of the trace are left out."""
 WAYS: dict[str, dict[str, Any]] = {
-    "prefix_aware": {},
+    "pulls": {},
+    "prefix_aware": {"prefix_pulls": False},
     "blind": {"prefix_aware": False},
-    "round_robin": {"policy": "round_robin"},
+    "round_robin": {"policy": "round_robin", "prefix_pulls": False},
 }
 
 Request = tuple[float, list[int], int]
@@ -74,9 +77,9 @@ async def serve(running: LiveCell, requests: list[Request]) -> list[Reading]:
 async def measure(way: str, workers: int, requests: list[Request]) -> dict[str, Any]:
     async with live_cell(workers, scheduler=WAYS[way]) as running:
         readings = await serve(running, requests)
-        cached = 0.0
-        for reading in readings:
-            cached += sum(end.get("cached_tokens", 0.0) for end in await running.told(reading.request_id, "finish"))
+        ends = [end for reading in readings for end in await running.told(reading.request_id, "finish")]
+    cached = sum(end.get("cached_tokens", 0.0) for end in ends)
+    waits_ms = sorted(end["pull_us"] / 1e3 for end in ends if "pull_us" in end)
     ttft_ms = sorted(reading.ttft_ms for reading in readings if reading.at_s)
     prompt_tokens = sum(len(prompt) for _, prompt, _ in requests)
     percentiles = statistics.quantiles(ttft_ms, n=100)
@@ -86,6 +89,11 @@ async def measure(way: str, workers: int, requests: list[Request]) -> dict[str, 
         "served": len(ttft_ms),
         "attained": sum(reading.verdict is Verdict.ATTAINED for reading in readings),
         "hit_rate": round(cached / prompt_tokens, 4),
+        "read_rate": round(sum(end.get("pulled_tokens", 0.0) for end in ends) / prompt_tokens, 4),
+        "pulls": len(waits_ms),
+        "pulls_in_vain": sum("pull_us" in end and "pulled_tokens" not in end for end in ends),
+        "pull_wait_p50_ms": round(statistics.median(waits_ms), 1) if waits_ms else 0.0,
+        "pull_wait_max_ms": round(waits_ms[-1], 1) if waits_ms else 0.0,
         "ttft_p50_ms": round(percentiles[49], 1),
         "ttft_p95_ms": round(percentiles[94], 1),
         "ttft_p99_ms": round(percentiles[98], 1),
@@ -98,11 +106,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90.0, help="Of arrivals.")
     parser.add_argument("--load", type=float, default=2.0, help="Times the trace's own rate.")
     parser.add_argument("--workers", type=int, default=4)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("build/bench/prefix.json"))
     arguments = parser.parse_args()
     requests = requests_of(arguments.trace, arguments.seconds, arguments.load)
     rows = []
-    for way in WAYS:
+    for way in arguments.ways:
         row = asyncio.run(measure(way, arguments.workers, requests))
         print(" ".join(f"{key}={value}" for key, value in row.items()), flush=True)
         rows.append(row)

@@ -250,3 +250,13 @@ def test_every_decision_is_told_once_in_order_of_time(
     if end is not None:
         assert moments[-1].told.startswith("the client was told the end")
     verdict_lines(of)
+
+
+def test_what_was_read_from_another_worker_is_said() -> None:
+    placed = decision("place", 0, "earliest_first_token", candidates=2, pulled_tokens=640, read_us=2_500)
+    assert worded(placed).endswith("there: 640 tokens of it to be read from another worker in 2.5 ms")
+    read = decision("finish", 0, "worker", pulled_tokens=640, pull_us=3_000)
+    assert worded(read) == "finished; 640 tokens had been read from another worker in 3.0 ms"
+    assert worded(decision("finish", 0, "worker", pull_us=3_000)).endswith(
+        "waited 3.0 ms for another worker's cache, in vain"
+    )

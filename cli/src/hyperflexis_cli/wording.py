@@ -21,7 +21,7 @@ PLACED_BY = {
 }
 PLACE_NUMBERS = {
     "candidates", "requests", "queued_prefill_us", "own_prefill_us", "prefill_share", "predicted_ttft_us",
-    "committed_tokens", "slack_us", "cached_tokens",
+    "committed_tokens", "slack_us", "cached_tokens", "pulled_tokens", "read_us",
 }  # fmt: skip
 """Those that have words; the slack is what the promise leaves, which is said elsewhere."""
 GIVEN_UP = {
@@ -104,6 +104,9 @@ def _place(decision: Decision) -> str:
         found.append(f"{microseconds(numbers['own_prefill_us'])} of its own to come")
     if numbers.get("cached_tokens"):
         found.append(f"{_counted(numbers['cached_tokens'], 'token')} of its prompt in the prefix cache")
+    if numbers.get("pulled_tokens"):
+        took = microseconds(numbers.get("read_us", 0.0))
+        found.append(f"{_counted(numbers['pulled_tokens'], 'token')} of it to be read from another worker in {took}")
     if "prefill_share" in numbers:
         found.append(f"{share(numbers['prefill_share'])} of the time for prefill")
     found += [named(name, value) for name, value in sorted(numbers.items()) if name not in PLACE_NUMBERS]
@@ -141,6 +144,11 @@ def _finish(decision: Decision) -> str:
         said += f" after {_counted(numbers['output_tokens'], 'token')}"
     if numbers.get("cached_tokens"):
         said += f"; {_counted(numbers['cached_tokens'], 'token')} of its prompt were in the prefix cache"
+    if numbers.get("pulled_tokens"):
+        read = _counted(numbers["pulled_tokens"], "token")
+        said += f"; {read} had been read from another worker in {microseconds(numbers.get('pull_us', 0.0))}"
+    elif numbers.get("pull_us"):
+        said += f"; it waited {microseconds(numbers['pull_us'])} for another worker's cache, in vain"
     if numbers.get("preemptions"):
         said += f"; it lost its KV blocks {_counted(numbers['preemptions'], 'time')}"
     return said
