@@ -54,7 +54,7 @@ class Links:
         """Under way, from there and to there."""
         return self._moves.get(slot, 0)
 
-    def read_us(self, source: int, targets: Slots, gb: Floats | float) -> Floats:
+    def read_us(self, source: int, targets: Slots, gb: float) -> Floats:
         """[len(targets)] Until so much is read, after all that is ahead of it."""
         out_gb = self._out_gb.get(source, 0.0)
         ahead = np.array([max(out_gb, self._in_gb.get(target, 0.0)) for target in targets.tolist()])

@@ -70,15 +70,16 @@ class Placement:
         if prefixes is not None:
             asked = ask._replace(cached_tokens=prefixes.cached + prefixes.pulled, read_us=prefixes.read_us)
         choice = cell.policy.choose(asked, cell.fleet.loads, among)
-        prefix = Prefix(0)
+        worker, prefix = pool.at[choice.slot], Prefix()
         if prefixes is not None:
-            prefix = self._sources.settle(state, pool, prefixes, choice.slot, now_us)
+            at = int(np.flatnonzero(among == choice.slot)[0])
+            prefix = self._sources.settle(state, prefixes, at, worker, now_us)
         state.cached_tokens = prefix.cached + prefix.pulled
         left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
         numbers = {**choice.numbers, **forecast(left, cell.fleet.loads, choice.slot), **prefix.numbers}
         if state.committed:
             numbers["committed_tokens"] = state.committed
-        self._grants.grant(state, pool.at[choice.slot], reason or choice.reason, numbers, now_us, prefix.source)
+        self._grants.grant(state, worker, reason or choice.reason, numbers, now_us, prefix.source)
 
     def _straight(self, state: RequestState, pool: Pool) -> Slots:
         """Workers where a short prompt would be done at once, and need not be handed off: it goes there."""

@@ -14,24 +14,28 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.link_orders import LinkOrders
-from hyperflexis_scheduler.core.loads import Floats, Slots
+from hyperflexis_scheduler.core.links import US_PER_GB
+from hyperflexis_scheduler.core.loads import QUEUED_US, SHARE, Floats, Slots
 from hyperflexis_scheduler.core.request import RequestState
 from hyperflexis_scheduler.core.worker import WorkerState
 
 QUICKER = 0.5
 """Of the time that computing takes, what reading may take at most."""
+READERS = 8
+"""Of those that might read, so many are looked at: the ones that have least to do."""
 
 
 class Prefixes(NamedTuple):
     """All [len(among)], in tokens and microseconds."""
 
-    among: Slots
     cached: Floats
     """What each is believed to keep; the last token of a prompt is always computed."""
     pulled: Floats
     """What it would read beside; 0 = it would not."""
     read_us: Floats
     """Until that is there."""
+    most: int = 0
+    """What the source keeps."""
     source: WorkerState | None = None
     """Who keeps more than somebody else does, by enough to read it."""
 
@@ -39,7 +43,7 @@ class Prefixes(NamedTuple):
 class Prefix(NamedTuple):
     """What the chosen worker has, and where it reads the rest, if it does."""
 
-    cached: int
+    cached: int = 0
     pulled: int = 0
     read_us: float = 0.0
     source: worker_session_pb2.PrefixSource | None = None
@@ -69,44 +73,46 @@ class PrefixSources:
         if blocks is None:
             return None
         tokens = np.minimum(blocks * block_tokens, state.prefill_tokens - 1)
-        none = np.zeros(len(among))
+        pulled, read_us = np.zeros(len(among)), np.zeros(len(among))
         if not rules.prefix_pulls:
-            return Prefixes(among, tokens, none, none)
+            return Prefixes(tokens, pulled, read_us)
         cached = tokens[np.searchsorted(slots, among)]
-        most = tokens.max()
-        wanted = most - cached >= rules.pull_tokens
-        source = self._source(pool, slots[tokens == most]) if wanted.any() else None
+        most = int(tokens.max())
+        wanted = np.flatnonzero(most - cached >= rules.pull_tokens)
+        source = self._source(pool, slots[tokens == most]) if len(wanted) else None
         if source is None:
-            return Prefixes(among, cached, none, none)
-        readers = (pool.at[slot] for slot in among.tolist())
-        linked = np.array([bool(w) and self._orders.up(one, source) for w, one in zip(wanted, readers, strict=True)])
-        read_us = self._read_us(source, among, most - cached, now_us)
-        computed_us = fleet.loads.prefill_us(most, among, cached)
-        pulls = linked & (read_us <= QUICKER * computed_us)
-        return Prefixes(among, cached, np.where(pulls, most - cached, 0), np.where(pulls, read_us, 0), source)
+            return Prefixes(cached, pulled, read_us)
+        if len(wanted) > READERS:
+            waits_us = fleet.loads.of(QUEUED_US, among[wanted]) / fleet.loads.of(SHARE, among[wanted])
+            wanted = wanted[waits_us.argpartition(READERS)[:READERS]]
+        for at in wanted.tolist():
+            reader = pool.at[int(among[at])]
+            if self._orders.up(reader, source):
+                needed_us = self._quicker_us(source, reader, int(cached[at]), most, now_us)
+                if needed_us:
+                    pulled[at], read_us[at] = most - cached[at], needed_us
+        return Prefixes(cached, pulled, read_us, most, source)
 
-    def settle(self, state: RequestState, pool: Pool, prefixes: Prefixes, slot: int, now_us: int) -> Prefix:
-        """For the one that was chosen: of it alone it is known exactly what it keeps."""
-        at = int(np.flatnonzero(prefixes.among == slot)[0])
-        cached, pulled, read_us = (float(column[at]) for column in (prefixes.cached, prefixes.pulled, prefixes.read_us))
-        reader, source, rules = pool.at[slot], prefixes.source, self._cell.rules
+    def settle(self, state: RequestState, prefixes: Prefixes, at: int, reader: WorkerState, now_us: int) -> Prefix:
+        """For the one that was chosen, `at` in what was looked at: of it alone it is known exactly what it keeps."""
+        source, most = prefixes.source, prefixes.most
         if source is None or reader is source:
-            return Prefix(int(cached))
-        if not pulled:
-            if reader.moves and not self._orders.up(reader, source):
-                self._orders.want(reader, source, now_us)
-            return Prefix(int(cached))
-        most = cached + pulled
-        blocks = self._cell.fleet.prefixes.blocks_of(slot, state.prefix_hashes)
-        cached = min(float(blocks * reader.capabilities.hash_block_tokens), most)
-        if most - cached < rules.pull_tokens:
-            return Prefix(int(cached))
+            return Prefix(int(prefixes.cached[at]))
+        blocks = self._cell.fleet.prefixes.blocks_of(reader.slot, state.prefix_hashes)
+        cached = min(blocks * reader.capabilities.hash_block_tokens, most)
+        if most - cached < self._cell.rules.pull_tokens or not reader.moves:
+            return Prefix(cached)
+        if not self._orders.up(reader, source):
+            self._orders.want(reader, source, now_us)
+            return Prefix(cached)
+        read_us = self._quicker_us(source, reader, cached, most, now_us)
+        if not read_us:
+            return Prefix(cached)
         gigabytes = (most - cached) * source.bytes_per_token / 1e9
-        busy_us = gigabytes / self._cell.fleet.links.gbps(source.slot, slot) * 1e6
-        for end in (source.slot, slot):
+        busy_us = gigabytes / self._cell.fleet.links.gbps(source.slot, reader.slot) * US_PER_GB
+        for end in (source.slot, reader.slot):
             self._until_us[end] = max(self._until_us.get(end, 0.0), now_us) + busy_us
-        named = worker_session_pb2.PrefixSource(worker=source.ref(), tokens=int(most))
-        return Prefix(int(cached), int(most - cached), read_us, named)
+        return Prefix(cached, most - cached, read_us, worker_session_pb2.PrefixSource(worker=source.ref(), tokens=most))
 
     def _source(self, pool: Pool, slots: Slots) -> WorkerState | None:
         """Of these, the one whose reads are over first."""
@@ -114,10 +120,11 @@ class PrefixSources:
         readable = [worker for worker in workers if worker.moves]
         return min(readable, key=lambda worker: self._until_us.get(worker.slot, 0.0), default=None)
 
-    def _read_us(self, source: WorkerState, among: Slots, tokens: Floats, now_us: int) -> Floats:
-        """After the reads that were decided on before."""
-        out_us = self._until_us.get(source.slot, 0.0)
-        ahead_us = np.array([max(self._until_us.get(slot, 0.0), out_us) - now_us for slot in among.tolist()])
-        gigabytes = tokens * source.bytes_per_token / 1e9
-        found: Floats = np.maximum(ahead_us, 0) + self._cell.fleet.links.read_us(source.slot, among, gigabytes)
-        return found
+    def _quicker_us(self, source: WorkerState, reader: WorkerState, cached: int, most: int, now_us: int) -> float:
+        """How long it takes to read the tokens between, after the reads decided on before; 0 = it is no clear gain."""
+        fleet, one = self._cell.fleet, np.array([reader.slot])
+        until_us = max(self._until_us.get(end.slot, 0.0) for end in (source, reader))
+        gigabytes = (most - cached) * source.bytes_per_token / 1e9
+        read_us = max(until_us - now_us, 0.0) + float(fleet.links.read_us(source.slot, one, gigabytes)[0])
+        computed_us = float(fleet.loads.prefill_us(most, one, float(cached))[0])
+        return read_us if read_us <= QUICKER * computed_us else 0.0
