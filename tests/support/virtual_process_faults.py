@@ -20,7 +20,7 @@ def kill_engine_under_load(strike: Strike) -> bool:
     """Requests arrive at the very time: some are given to a worker whose engine is dead, or loading."""
     worker = busy_worker(strike)
     worker.on_start_without_engine = strike.land
-    for _ in range(24):
+    for _ in range(36):
         strike.soon(0, 40_000, fresh_request)
     strike.soon(5_000, 20_000, lambda _: worker.engine.kill())
     return False
