@@ -20,9 +20,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from live_cell import VOCAB, LiveCell, Reading, live_cell
+from live_cell import VOCAB, LiveCell, Reading, live_cell, prompt_of
+from prefix_trace import named_trace
 
 from hyperflexis_client import Verdict
+from hyperflexis_sim.prefix_cache import BLOCK_TOKENS
 
 TRACE = Path("../shared/traces/mooncake_conversation.csv")
 SYSTEM_TOKENS = 512
@@ -62,6 +64,24 @@ def requests_of(trace: Path, seconds: float, load: float, seed: int = 0) -> list
                 chance.randrange(VOCAB) for _ in range(prompt_tokens - min(shared, len(begins)))
             ]
             found.append((arrival_s + chance.random() / load, prompt, output_tokens))
+    return sorted(found, key=lambda request: request[0])
+
+
+def named_requests(trace: Path, seconds: float, load: float) -> list[Request]:
+    """The same of a trace that names the blocks of each prompt: equal names, equal tokens."""
+    found: list[Request] = []
+    rows, names = named_trace(trace)
+    for number, (row, blocks) in enumerate(zip(rows, names, strict=True)):
+        arrival_s = row.arrival_s / load
+        if arrival_s >= seconds:
+            break
+        if row.prompt_tokens + row.output_tokens > CONTEXT:
+            continue
+        prompt = [token for name in blocks for token in prompt_of(BLOCK_TOKENS, int.from_bytes(name))]
+        prompt += prompt_of(row.prompt_tokens - len(prompt), -1 - number)
+        # Arrivals are told to three seconds.
+        spread_s = 3 * random.Random(number).random() / load
+        found.append((arrival_s + spread_s, prompt, row.output_tokens))
     return sorted(found, key=lambda request: request[0])
 
 
@@ -109,7 +129,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--out", type=Path, default=Path("build/bench/prefix.json"))
     arguments = parser.parse_args()
-    requests = requests_of(arguments.trace, arguments.seconds, arguments.load)
+    read = named_requests if arguments.trace.suffix == ".jsonl" else requests_of
+    requests = read(arguments.trace, arguments.seconds, arguments.load)
     rows = []
     for way in arguments.ways:
         row = asyncio.run(measure(way, arguments.workers, requests))

@@ -34,6 +34,8 @@ class Peers:
 
     def carry_out(self, effect: effects.Effect) -> None:
         match effect:
+            case effects.AnswerRelease(number, held):
+                self._answer(number, held, "")
             case effects.AskExport(number, address, request):
                 self._call(
                     address,
@@ -85,7 +87,7 @@ class Peers:
         reply(worker_service_pb2.LinkResponse(parts=[part], engine=engine.name), "")
 
     def release(self, lease_id: int, reply: Reply) -> None:
-        self._worker.engine.send(kv_frames.ReleaseLease(self._number(reply), lease_id))
+        self._tell(move_event.ReleaseAsked(self._number(reply), lease_id))
 
     # --- inside ---
 

@@ -121,6 +121,13 @@ def test_what_is_no_clear_gain_is_computed(make_stage, case):
     assert len(scene.workers["a"].all("link")) == len(orders), "one order is enough for a while"
 
 
+@pytest.mark.parametrize(("workers", "ordered"), [(3, 2), (17, 16), (18, 0)])
+def test_in_a_small_pool_everybody_is_linked_to_everybody(stage, workers, ordered):
+    scene = Scene(stage, names=["b", *(str(number) for number in range(workers - 1))], link=False)
+    stage.tick(3_000, scene.router, *scene.workers.values())
+    assert {len(worker.all("link")) for worker in scene.workers.values()} == {ordered}
+
+
 def test_reads_out_of_one_worker_follow_one_another(stage):
     scene = Scene(stage, names="abcdefghij")
     scene.busy("b", 10**7)

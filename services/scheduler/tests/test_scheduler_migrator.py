@@ -124,6 +124,11 @@ def test_a_failed_move_is_tried_again_in_a_later_round(scene):
 
 
 class TestLinks:
+    @pytest.fixture
+    def scene(self, make_stage):
+        """Links for the sake of prefixes are ordered elsewhere."""
+        return Scene(make_stage(Rules(prefix_pulls=False)))
+
     def asked(self, worker):
         return [link.peer.worker_id for link in worker.all("link")]
 

@@ -29,6 +29,8 @@ class Reader:
 
     def __init__(self) -> None:
         self.rig = ready()
+        self.asked = 0
+        """Number of the question to the source."""
         self.rig.core.moves.links.layout = b"layout"
 
     def grant(self, tokens: int = 20, attempt: Attempt = FIRST, ttft_us: int = SECOND) -> Reader:
@@ -39,6 +41,7 @@ class Reader:
         run.prefix_source.CopyFrom(source)
         self.rig.command(run=run)
         self.rig.start(attempt=attempt, prompt=PROMPT)
+        self.asked = next((ask.number for ask in self.rig.out if isinstance(ask, effects.AskPrefix)), 0)
         return self
 
     def tell(self, event: move_event.MoveEvent) -> None:
@@ -58,7 +61,7 @@ class Reader:
     def answer(self, *blocks: int) -> None:
         part = movement_pb2.RankPart(block_ids=pack(blocks))
         response = svc.ExportPrefixResponse(lease_id=5, lease_us=LEASE_US, parts=[part], engine="e0")
-        self.tell(move_event.PeerPrefix(self.one(effects.AskPrefix).number, response))
+        self.tell(move_event.PeerPrefix(self.asked, response))
 
     def linked(self) -> None:
         part = movement_pb2.RankPart(layout_fingerprint=b"layout", agent_metadata=b"m")
@@ -108,13 +111,18 @@ def reader():
 
 
 class TestPull:
-    def test_it_reads_what_is_not_here_and_goes_to_the_engine_after_that(self, reader):
+    @pytest.mark.parametrize("first", ["engine", "source"])
+    def test_it_reads_what_is_not_here_and_goes_to_the_engine_after_that(self, reader, first):
         reader.grant()
         assert reader.one(effects.ReservePrefix).hashes == HASHES and reader.none(effects.AddSequence)
-        reader.reserved(cached=2)
         ask = reader.one(effects.AskPrefix)
         assert (ask.address, ask.request.incarnation, ask.request.hashes) == ("w0:1", 7, HASHES)
+        if first == "engine":
+            reader.reserved(cached=2)
         reader.answer(4, 9, 2, 3)
+        if first == "source":
+            assert reader.none(effects.AskLink), "what is here is not known yet"
+            reader.reserved(cached=2)
         reader.linked()
         pull = reader.one(effects.PullBlocks)
         assert (pull.engine, pull.lease_id, pull.first_block, list(pull.blocks)) == ("e0", 5, 2, [2, 3])
@@ -172,13 +180,14 @@ class TestWhatFails:
 
     def test_all_of_it_is_here(self, reader):
         reader.grant().reserved(cached=5)
-        assert reader.none(effects.AskPrefix)
         reader.computed("here_already")
+        reader.answer(4, 9, 2)
+        assert reader.one(effects.AskRelease).lease_id == 5, "it is not kept waiting for its end"
 
     @pytest.mark.parametrize("why", ["source_not_found", "source_unimplemented", "source_unavailable"])
     def test_the_source_says_no(self, reader, why):
         reader.up_to("asking")
-        reader.tell(move_event.PeerPrefix(reader.one(effects.AskPrefix).number, None, why))
+        reader.tell(move_event.PeerPrefix(reader.asked, None, why))
         assert reader.one(effects.UnreserveBlocks).attempt == FIRST
         reader.computed(why)
 
@@ -216,7 +225,7 @@ class TestWhatFails:
         reader.rig.pass_time(1)
         assert reader.one(effects.UnreserveBlocks)
         assert len(reader.rig.of(effects.AskRelease)) == (step in LEASED)
-        reader.computed(f"timeout_{step}")
+        reader.computed(f"timeout_{'asking' if step == 'reserving' else step}")
 
     def test_an_answer_that_comes_later_changes_nothing(self, reader):
         reader.up_to("reading")
@@ -273,6 +282,31 @@ class TestSource:
         assert unpack(response.parts[0].block_ids) == [4, 2]
         reader.tell(move_event.Exported(3, "e1", 8, (4, 2), (1, 1)))
         assert reader.none(effects.AnswerExport), "once"
+
+    def test_it_knows_itself_that_it_was_held(self, reader):
+        self.ask(reader)
+        reader.rig.now_us += 10_000
+        reader.tell(move_event.Exported(3, "e1", 8, (4, 2), (1, 1)))
+        reader.rig.now_us += LEASE_US
+        reader.tell(move_event.ReleaseAsked(4, 8))
+        assert reader.one(effects.AnswerRelease) == effects.AnswerRelease(4, held=True)
+        assert reader.one(effects.EndLease) == effects.EndLease(8)
+        reader.tell(move_event.ReleaseAsked(5, 8))
+        assert reader.one(effects.EndLease) == effects.EndLease(8, 5), "the engine says of anything else"
+
+    @pytest.mark.parametrize("over", ["time", "engine"])
+    def test_of_one_that_may_be_over_the_engine_says_whether_it_is(self, reader, over):
+        self.ask(reader)
+        reader.rig.now_us += 10_000
+        reader.tell(move_event.Exported(3, "e1", 8, (4, 2), (1, 1)))
+        if over == "engine":
+            reader.rig.lose_engine()
+        else:
+            reader.rig.now_us += LEASE_US + HOLDER_MARGIN_US - 10_000
+        reader.tell(move_event.ReleaseAsked(4, 8))
+        assert reader.one(effects.EndLease).number == 4 and reader.none(effects.AnswerRelease)
+        reader.rig.pass_time(0)
+        assert not reader.rig.core.moves.prefixes._until_us
 
     def test_another_life_of_it_is_not_meant(self, reader):
         self.ask(reader, incarnation=2)

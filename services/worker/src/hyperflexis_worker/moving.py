@@ -17,6 +17,7 @@ from hyperflexis_common.clock import Clock
 from hyperflexis_common.server import cancel_all
 from hyperflexis_worker.core.effects import (
     AnswerExport,
+    AnswerRelease,
     AskExport,
     AskLink,
     AskPrefix,
@@ -31,6 +32,7 @@ from hyperflexis_worker.core.move_event import (
     PeerPrefix,
     PeerReleased,
     PrefixAsked,
+    ReleaseAsked,
 )
 from hyperflexis_worker.core.worker import WorkerCore
 from hyperflexis_worker.engine import frames, kv_frames
@@ -93,6 +95,8 @@ class Moving:
                 else:
                     code = grpc.StatusCode.RESOURCE_EXHAUSTED if full else grpc.StatusCode.NOT_FOUND
                     self._answer(number, Refused(code, error))
+            case AnswerRelease(number, held):
+                self._answer(number, held)
             case AskExport(number, address, request):
                 self._call(self._ask_export(number, address, request), PeerExported(number, None, "too_many_calls"))
             case AskPrefix(number, address, prefix):
@@ -153,7 +157,7 @@ class Moving:
     async def release_asked(self, lease_id: int) -> bool:
         """Was it alive until now? Raises Refused."""
         number, answer = self._question()
-        self._send(kv_frames.ReleaseLease(number, lease_id))
+        self._tell(ReleaseAsked(number, lease_id))
         return bool(await self._wait(number, answer))
 
     def link_asked(self) -> worker_service_pb2.LinkResponse:

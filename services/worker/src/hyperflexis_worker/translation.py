@@ -54,8 +54,8 @@ def move_frame(effect: Effect, now_us: int) -> frames.ToEngine | None:
             return kv_frames.Export(number, request_id, *attempt, from_block, lease_id, lease_us, final)
         case ExportPrefix(number, hashes, lease_us):
             return kv_frames.ExportPrefix(number, hashes, lease_us)
-        case EndLease(lease_id):
-            return kv_frames.ReleaseLease(0, lease_id)
+        case EndLease(lease_id, number):
+            return kv_frames.ReleaseLease(number, lease_id)
         case ReserveBlocks(request_id, attempt, tokens):
             return kv_frames.Reserve(request_id, *attempt, tokens)
         case ReservePrefix(request_id, attempt, hashes):

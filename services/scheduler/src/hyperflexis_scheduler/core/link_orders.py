@@ -1,5 +1,5 @@
-"""Links ahead of need: whoever may be handed requests can read from those who prefill for others, and whoever could
-have read a prefix from a peer can do so the next time.
+"""Links ahead of need: whoever may be handed requests can read from those who prefill for others, and prefixes from
+any peer in a pool that is small; in a larger one whoever could have read one from a peer can do so the next time.
 
 A link that is only made when the first request needs it costs that one tens of milliseconds. They are asked for as
 workers join and roles change, a few at a time, and again where one failed or was lost.
@@ -17,7 +17,7 @@ from hyperflexis_scheduler.core.worker import WorkerState
 
 PER_ROUND = 16
 WANTED = 16
-"""A worker that has so many links is told of no more for the sake of prefixes."""
+"""For the sake of prefixes a worker is told of so many links at most."""
 AGAIN_US = 5_000_000
 """After an order that has not led to a link."""
 
@@ -58,11 +58,13 @@ class LinkOrders:
         return True
 
     def _missing(self, pool: Pool) -> Iterator[tuple[WorkerState, WorkerState]]:
-        sources = [worker for worker in pool.workers.values() if worker.hands_off and worker.admits and worker.moves]
+        everybody = self._cell.rules.prefix_pulls and len(pool.at) <= WANTED + 1
+        workers = [worker for worker in pool.workers.values() if worker.admits and worker.moves]
+        sources = [worker for worker in workers if everybody or worker.hands_off]
         if not sources:
             return
-        for reader in pool.workers.values():
-            if not reader.decodes:
+        for reader in workers:
+            if not everybody and not reader.decodes:
                 continue
             for source in sources:
                 if source is not reader and not self.up(reader, source):

@@ -71,9 +71,10 @@ class ExportPrefix:
 
 @dataclass(frozen=True, slots=True)
 class EndLease:
-    """Nobody waits for the answer."""
+    """`number` 0: nobody waits for the answer."""
 
     lease_id: int
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +184,14 @@ class AnswerExport:
     """It is here, but too much of the pool is leased."""
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerRelease:
+    """As AnswerExport."""
+
+    number: int
+    held: bool
+
+
 # --- to this process -------------------------------------------------------------------------------------
 
 
@@ -221,6 +230,7 @@ Effect = (
     | AskLink
     | AskRelease
     | AnswerExport
+    | AnswerRelease
     | DropScheduler
     | Leave
 )

@@ -26,6 +26,14 @@ class PrefixAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAsked:
+    """Another worker gives a lease back; AnswerRelease answers it, or the engine does."""
+
+    number: int
+    lease_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Exported:
     """What the engine leased, or why it did not."""
 
@@ -98,6 +106,7 @@ class PeerReleased:
 MoveEvent = (
     ExportAsked
     | PrefixAsked
+    | ReleaseAsked
     | Exported
     | Reserved
     | Linked

@@ -13,7 +13,7 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.admission import fault_of, sequence_of
 from hyperflexis_worker.core.arrivals import Arrivals, Arrived
 from hyperflexis_worker.core.departures import Departures
-from hyperflexis_worker.core.effects import AttachSequence, Effect
+from hyperflexis_worker.core.effects import AttachSequence, Effect, EndLease
 from hyperflexis_worker.core.move_event import (
     ExportAsked,
     Exported,
@@ -25,6 +25,7 @@ from hyperflexis_worker.core.move_event import (
     PeerReleased,
     PrefixAsked,
     Pulled,
+    ReleaseAsked,
     Reserved,
 )
 from hyperflexis_worker.core.peer_links import PeerLinks
@@ -131,7 +132,10 @@ class Moves:
             case ExportAsked(number, ask):
                 self._ask(number, ask)
             case PrefixAsked(number, prefix):
-                self.prefixes.ask(number, prefix, self._readable)
+                self.prefixes.ask(number, prefix, self._readable, now_us)
+            case ReleaseAsked(number, lease_id):
+                if not self.prefixes.release(number, lease_id, now_us):
+                    self._effects.append(EndLease(lease_id, number))
             case Exported():
                 self._exported(event, now_us)
             case Reserved(request_id, attempt, ok, cached):
@@ -164,6 +168,7 @@ class Moves:
     def tick(self, now_us: int) -> None:
         self.arrivals.tick(now_us)
         self.pulls.tick(now_us)
+        self.prefixes.tick(now_us)
         for request in self.departures.overdue(now_us):
             self._requests.lose(request, "nobody fetched it", now_us)
 

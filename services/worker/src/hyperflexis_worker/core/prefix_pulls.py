@@ -1,6 +1,6 @@
 """Prefixes read from peers that keep them, before a request goes to the engine (docs/protocol.md, "Prefixes").
 
-    reserve blocks -> ask what is there -> read what is not here -> was the lease alive all the while? -> found here
+    reserve blocks, ask what is there -> read what is not here -> was the lease alive all the while? -> found here
 
 The request waits meanwhile and may be revoked; whatever fails, or takes too long, leaves it to be computed like others.
 """
@@ -38,7 +38,6 @@ TTFT_SHARE = 0.25
 
 
 class Step(Enum):
-    RESERVING = "reserving"
     ASKING = "asking"
     LINKING = "linking"
     READING = "reading"
@@ -55,15 +54,14 @@ class _Pull:
     """Of what is to be had at most."""
     began_us: int
     until_us: int
-    step: Step = Step.RESERVING
+    step: Step = Step.ASKING
     number: int = 0
     """Of the question that is open."""
-    cached: int = 0
-    """Blocks that were here."""
+    cached: int | None = None
+    """Blocks that were here; None = the engine has not said."""
     blocks: list[int] | None = None
-    """At the source, of the whole prefix that is there."""
+    """At the source, of the whole prefix that is there; None = it has not said."""
     engine: str = ""
-    asked_us: int = 0
     lease_id: int = 0
     lease_ends_us: int = 0
     """When what is read under it counts no more, on this clock."""
@@ -88,6 +86,8 @@ class PrefixPulls:
         self._over = over
         self._pulls: dict[str, _Pull] = {}
         self._by_number: dict[int, _Pull] = {}
+        self._asked: dict[int, str] = {}
+        """Who is being asked what it keeps: whatever it leases is given back, if nobody wants it by then."""
         self.outcomes: Counter[str] = Counter()
         """`read`, or why not."""
 
@@ -113,9 +113,14 @@ class PrefixPulls:
             return False
         prefix = start.prompt[: blocks * self._block_tokens * packing.TOKEN_BYTES]
         hashes = prefix_hashes(prefix, self._block_tokens)
-        self._pulls[request.request_id] = _Pull(request, run.prefix_source, hashes, now_us, now_us + limit_us)
+        pull = _Pull(request, run.prefix_source, hashes, now_us, now_us + limit_us)
+        self._pulls[request.request_id] = pull
         request.pulling = True
         self._effects.append(ReservePrefix(request.request_id, request.attempt, hashes))
+        worker, number = pull.source.worker, self._number(pull)
+        self._asked[number] = worker.address
+        ask = worker_service_pb2.ExportPrefixRequest(incarnation=worker.incarnation, hashes=hashes)
+        self._effects.append(AskPrefix(number, worker.address, ask))
         return True
 
     def abandon(self, request_id: str) -> None:
@@ -132,32 +137,36 @@ class PrefixPulls:
 
     def reserved(self, request_id: str, attempt: Attempt, ok: bool, cached: int, now_us: int) -> None:
         pull = self._pulls.get(request_id)
-        if pull is None or pull.request.attempt != attempt or pull.step is not Step.RESERVING:
+        if pull is None or pull.request.attempt != attempt or pull.cached is not None:
             return
         if not ok:
             return self._fail(pull, "no_blocks", now_us)
         if cached * HASH_BYTES >= len(pull.hashes):
             return self._fail(pull, "here_already", now_us)
         pull.cached = cached
-        pull.step = Step.ASKING
-        pull.asked_us = now_us
-        worker = pull.source.worker
-        ask = worker_service_pb2.ExportPrefixRequest(incarnation=worker.incarnation, hashes=pull.hashes)
-        self._effects.append(AskPrefix(self._number(pull), worker.address, ask))
+        self._link(pull, now_us)
 
     def exported(
         self, number: int, response: worker_service_pb2.ExportPrefixResponse | None, error: str, now_us: int
     ) -> None:
         """The source's answer to AskPrefix; None where there was none."""
-        pull = self._open(number)
+        pull, address = self._open(number), self._asked.pop(number, "")
         if pull is None:
+            if response is not None and address:
+                self._effects.append(AskRelease(0, address, response.lease_id))
             return
         if response is None:
             return self._fail(pull, error or "source_refused", now_us)
         pull.lease_id = response.lease_id
-        pull.lease_ends_us = pull.asked_us + response.lease_us - LEASE_MARGIN_US
+        pull.lease_ends_us = pull.began_us + response.lease_us - LEASE_MARGIN_US
         pull.engine = response.engine
         pull.blocks = packing.unpack(response.parts[0].block_ids) if response.parts else []
+        self._link(pull, now_us)
+
+    def _link(self, pull: _Pull, now_us: int) -> None:
+        """Once both have answered."""
+        if pull.cached is None or pull.blocks is None:
+            return
         if len(pull.blocks) <= pull.cached:
             return self._fail(pull, "no_more_there", now_us)
         pull.step = Step.LINKING
@@ -168,7 +177,7 @@ class PrefixPulls:
             return
         if error:
             return self._fail(pull, error, now_us)
-        assert pull.blocks is not None
+        assert pull.blocks is not None and pull.cached is not None
         pull.step = Step.READING
         within_us = min(pull.lease_ends_us, pull.until_us) - now_us
         if within_us <= 0:
@@ -194,7 +203,7 @@ class PrefixPulls:
 
     def released(self, number: int, held: bool, error: str, now_us: int) -> None:
         pull = self._open(number)
-        if pull is None or pull.blocks is None:
+        if pull is None or pull.blocks is None or pull.cached is None:
             return
         pull.lease_id = 0
         if error or not held:
