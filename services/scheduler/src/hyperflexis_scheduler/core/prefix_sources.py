@@ -1,7 +1,7 @@
 """What each candidate would have of a prompt: what it keeps itself, or reads from the peer that keeps most of it.
 
-A read counts only where it is clearly quicker than to compute the same: it may fail, and is delayed by what nobody
-sees from here, the step that an engine is in.
+A read counts only where it is clearly quicker than to compute the same, and likely to come in the time that the
+worker gives it. Engines look at their caches between two steps: that takes longer than the link, unless they are idle.
 """
 
 from __future__ import annotations
@@ -15,12 +15,16 @@ from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.link_orders import LinkOrders
 from hyperflexis_scheduler.core.links import US_PER_GB
-from hyperflexis_scheduler.core.loads import QUEUED_US, SHARE, Floats, Slots
+from hyperflexis_scheduler.core.loads import QUEUED_US, RUNNING, SHARE, TIGHTEST, Floats, Slots
 from hyperflexis_scheduler.core.request import RequestState
+from hyperflexis_scheduler.core.step_share import LONGEST_US, StepShare
 from hyperflexis_scheduler.core.worker import WorkerState
 
 QUICKER = 0.5
 """Of the time that computing takes, what reading may take at most."""
+LIMIT_US = 250_000
+TTFT_SHARE = 0.125
+"""A read is to take half as long at most as the worker waits for it (its own prefix_pulls.py)."""
 READERS = 8
 """Of those that might read, so many are looked at: the ones that have least to do."""
 
@@ -88,7 +92,7 @@ class PrefixSources:
         for at in wanted.tolist():
             reader = pool.at[int(among[at])]
             if self._orders.up(reader, source):
-                needed_us = self._quicker_us(source, reader, int(cached[at]), most, now_us)
+                needed_us = self._read_us(state, source, reader, int(cached[at]), most, now_us)
                 if needed_us:
                     pulled[at], read_us[at] = most - cached[at], needed_us
         return Prefixes(cached, pulled, read_us, most, source)
@@ -105,7 +109,7 @@ class PrefixSources:
         if not self._orders.up(reader, source):
             self._orders.want(reader, source, now_us)
             return Prefix(cached)
-        read_us = self._quicker_us(source, reader, cached, most, now_us)
+        read_us = self._read_us(state, source, reader, cached, most, now_us)
         if not read_us:
             return Prefix(cached)
         gigabytes = (most - cached) * source.bytes_per_token / 1e9
@@ -120,11 +124,27 @@ class PrefixSources:
         readable = [worker for worker in workers if worker.moves]
         return min(readable, key=lambda worker: self._until_us.get(worker.slot, 0.0), default=None)
 
-    def _quicker_us(self, source: WorkerState, reader: WorkerState, cached: int, most: int, now_us: int) -> float:
-        """How long it takes to read the tokens between, after the reads decided on before; 0 = it is no clear gain."""
+    def _read_us(
+        self, state: RequestState, source: WorkerState, reader: WorkerState, cached: int, most: int, now_us: int
+    ) -> float:
+        """Until the tokens between can be there, after the reads decided on before; 0 = that is no clear gain."""
         fleet, one = self._cell.fleet, np.array([reader.slot])
         until_us = max(self._until_us.get(end.slot, 0.0) for end in (source, reader))
         gigabytes = (most - cached) * source.bytes_per_token / 1e9
-        read_us = max(until_us - now_us, 0.0) + float(fleet.links.read_us(source.slot, one, gigabytes)[0])
+        link_us = max(until_us - now_us, 0.0) + float(fleet.links.read_us(source.slot, one, gigabytes)[0])
+        # In the middle of a step each is asked what it has, in that of another the read is over; after that it begins.
+        its_us, own_us = self._step_us(source), self._step_us(reader)
+        read_us = max(its_us, own_us) / 2 + own_us + link_us
+        share = fleet.loads.get(reader.slot, SHARE)
+        delay_us = read_us - fleet.loads.get(reader.slot, QUEUED_US) / share
         computed_us = float(fleet.loads.prefill_us(most, one, float(cached))[0])
-        return read_us if read_us <= QUICKER * computed_us else 0.0
+        limit_us = min(TTFT_SHARE * (state.deadline_us - now_us), LIMIT_US)
+        quicker = link_us <= QUICKER * computed_us and delay_us <= QUICKER * computed_us / share
+        return read_us if quicker and read_us <= limit_us else 0.0
+
+    def _step_us(self, worker: WorkerState) -> float:
+        """How long its engine's steps are now, about: decodes, and as much of what is queued as the tightest allows."""
+        loads, slot = self._cell.fleet.loads, worker.slot
+        decodes_us = float(StepShare(loads, np.array([slot])).step_us()[0]) if loads.get(slot, RUNNING) else 0.0
+        longest_us = min(loads.get(slot, TIGHTEST), LONGEST_US)
+        return decodes_us + min(loads.get(slot, QUEUED_US), max(longest_us - decodes_us, 0.0))

@@ -31,7 +31,7 @@ from hyperflexis_worker.core.effects import (
 from hyperflexis_worker.core.peer_links import PeerLinks
 from hyperflexis_worker.core.request import Request
 
-LIMIT_US = 200_000
+LIMIT_US = 500_000
 """A request waits this long at most for its prefix ..."""
 TTFT_SHARE = 0.25
 """... and no longer than this part of the time that is left until its first token is due."""
