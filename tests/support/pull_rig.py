@@ -3,6 +3,8 @@ says."""
 
 from __future__ import annotations
 
+from functools import partial
+
 from arrival_rig import Kind
 from worker_rig import FIRST, SECOND, ready
 
@@ -74,7 +76,7 @@ class Reader:
         self.grant()
         for name, go in (
             ("reserving", self.reserved),
-            ("asking", lambda: self.answer(4, 9, 2, 3, 6)),
+            ("asking", partial(self.answer, 4, 9, 2, 3, 6)),
             ("linking", self.linked),
             ("reading", self.pulled),
             ("releasing", self.released),

@@ -183,10 +183,9 @@ class PrefixPulls:
         if within_us <= 0:
             return self._fail(pull, "timeout_linking", now_us)
         request, number, blocks = pull.request, self._number(pull), pull.blocks[pull.cached :]
-        lease = (pull.engine, pull.lease_id)
-        self._effects.append(
-            PullBlocks(number, request.request_id, request.attempt, *lease, pull.cached, blocks, within_us)
-        )
+        read = (pull.engine, pull.lease_id, pull.cached, blocks, within_us)
+        # Nobody stands still for it: it goes with the pre-copies, in pieces, and lets last reads pass.
+        self._effects.append(PullBlocks(number, request.request_id, request.attempt, *read, last=False))
 
     def pulled(self, number: int, error: str, now_us: int) -> None:
         pull = self._open(number)
