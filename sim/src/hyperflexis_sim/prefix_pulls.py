@@ -1,4 +1,4 @@
-"""What reading a cached prefix from a peer could gain at most. Nothing of the kind is built (docs/scheduling.md).
+"""What reading a cached prefix from a peer could gain at most (docs/scheduling.md): the workers' own reads take longer.
 
 A request waits in its worker's queue until its prefix has come, which delays nobody else. Reads out of a worker follow
 one another, and so do those into one; each takes a set-up beside.
