@@ -71,6 +71,7 @@ class TestPull:
     def test_the_last_token_is_computed_whatever_is_kept(self, reader):
         run = reader.grant(tokens=400)
         assert len(run.one(effects.ReservePrefix).hashes) == 5 * HASH_BYTES
+        assert reader.rig.core.moves.pulls.tokens == 1
 
     @pytest.mark.parametrize("case", ["none", "less than a block", "late", "cannot", "no cache"])
     def test_without_a_reason_to_wait_it_does_not(self, reader, case):

@@ -97,7 +97,8 @@ class PrefixPulls:
     @property
     def tokens(self) -> int:
         """To be prefilled of those that wait, beside what they wait for."""
-        return sum(p.request.prompt_tokens + p.request.count - p.source.tokens for p in self._pulls.values())
+        hoped = sum(len(pull.hashes) // HASH_BYTES * self._block_tokens for pull in self._pulls.values())
+        return sum(pull.request.prompt_tokens + pull.request.count for pull in self._pulls.values()) - hoped
 
     def begin(self, request: Request, now_us: int) -> bool:
         """False where there is nothing to wait for. Both halves of the request are here."""
