@@ -3,7 +3,7 @@ says."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 from arrival_rig import Kind
 from worker_rig import FIRST, SECOND, ready
@@ -74,13 +74,14 @@ class Reader:
 
     def up_to(self, step: str) -> Reader:
         self.grant()
-        for name, go in (
-            ("reserving", self.reserved),
-            ("asking", partial(self.answer, 4, 9, 2, 3, 6)),
-            ("linking", self.linked),
-            ("reading", self.pulled),
-            ("releasing", self.released),
-        ):
+        answers: dict[str, Callable[[], None]] = {
+            "reserving": self.reserved,
+            "asking": lambda: self.answer(4, 9, 2, 3, 6),
+            "linking": self.linked,
+            "reading": self.pulled,
+            "releasing": self.released,
+        }
+        for name, go in answers.items():
             if name == step:
                 return self
             go()
