@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from virtual_process import SECOND
-from virtual_strike import Strike, busy_worker, fresh_request
+from virtual_strike import Strike, busy_worker, strange_request
 
 
 def kill_worker(strike: Strike) -> bool:
@@ -20,9 +20,10 @@ def kill_engine_under_load(strike: Strike) -> bool:
     """Requests arrive at the very time: some are given to a worker whose engine is dead, or loading."""
     worker = busy_worker(strike)
     worker.on_start_without_engine = strike.land
+    dies_us = strike.chance.randrange(10_000, 20_000)
     for _ in range(36):
-        strike.soon(0, 40_000, fresh_request)
-    strike.soon(5_000, 20_000, lambda _: worker.engine.kill())
+        strike.soon(dies_us - 10_000, dies_us + 5_000, strange_request)
+    strike.soon(dies_us, dies_us + 1, lambda _: worker.engine.kill())
     return False
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from virtual_cell import VirtualCell
-from virtual_client import Client, some_prompt
+from virtual_client import VOCAB, Client, some_prompt
 from virtual_worker import Worker
 
 
@@ -51,14 +51,20 @@ def a_client(strike: Strike) -> Client | None:
 # --- who is there to notice ------------------------------------------------------------------------------
 
 
-def request(strike: Strike, tokens: int) -> Client:
+def request(strike: Strike, tokens: int, prompt: list[int] | None = None) -> Client:
     cell, chance = strike.cell, strike.chance
     router = chance.randrange(len(cell.routers))
-    return cell.generate(f"later-{len(cell.clients)}", some_prompt(chance), tokens, router)
+    return cell.generate(f"later-{len(cell.clients)}", prompt or some_prompt(chance), tokens, router)
 
 
 def fresh_request(strike: Strike) -> bool:
     request(strike, strike.chance.randrange(1, 100))
+    return True
+
+
+def strange_request(strike: Strike) -> bool:
+    """Its prompt begins like no other, so that no cache draws it to one worker."""
+    request(strike, strike.chance.randrange(1, 100), strike.chance.sample(range(VOCAB), 40))
     return True
 
 
