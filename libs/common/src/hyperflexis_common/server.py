@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib.metadata
 import os
 import signal
@@ -137,14 +136,21 @@ def advertised(listen: str, port: int, advertise: str) -> str:
     return f"{'127.0.0.1' if host in ('', '0.0.0.0', '[::]') else host}:{port}"
 
 
+INSIST_S = 5.0
+"""Between two cancellations of one task: long enough for it to put its things in order."""
+
+
 async def cancel_all(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancels tasks and waits until each has ended."""
-    live = [task for task in tasks if task is not None]
-    for task in live:
-        task.cancel()
-    for task in live:
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await task
+    """Cancels tasks and waits until each has ended. A cancellation can get lost in the middle of a call that ends just
+    then: so whoever goes on is cancelled again."""
+    live = {task for task in tasks if task is not None}
+    while live:
+        for task in live:
+            task.cancel()
+        done, live = await asyncio.wait(live, timeout=INSIST_S)
+        for task in done:
+            if not task.cancelled():
+                task.exception()  # seen: it is nobody's any more
 
 
 def supervise(coroutine: Coroutine[Any, Any, None], name: str, on_failure: Callable[[], None]) -> asyncio.Task[None]:
