@@ -109,7 +109,8 @@ async def _show(stack: LocalStack, stopping: asyncio.Event) -> None:
                         out.print(_line(now.get(key), key), soft_wrap=True)
                 shown = now
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), LOOK_EVERY_S)
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await stopping.wait()
 
 
 def _line(row: Row | None, key: tuple[str, str]) -> str:

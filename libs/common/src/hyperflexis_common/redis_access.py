@@ -47,7 +47,9 @@ class RedisAccess:
         self._places = asyncio.Semaphore(CONNECTIONS)
         self.client = redis.from_url(
             settings.url,
-            socket_timeout=timeout_s,
+            # The limit on a whole call is ours. With one of its own redis-py writes under asyncio.wait_for, which
+            # before Python 3.12 forgets a cancellation that comes in the moment in which the write is done.
+            socket_timeout=None,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             max_connections=CONNECTIONS,

@@ -141,8 +141,8 @@ INSIST_S = 5.0
 
 
 async def cancel_all(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancels tasks and waits until each has ended. A cancellation can get lost in the middle of a call that ends just
-    then: so whoever goes on is cancelled again."""
+    """Cancels tasks and waits until each has ended. Libraries may forget a cancellation (before Python 3.12, every
+    asyncio.wait_for that ends just then): so whoever goes on is cancelled again."""
     live = {task for task in tasks if task is not None}
     while live:
         for task in live:
