@@ -96,4 +96,4 @@ class Reader:
 
     def nothing_left(self) -> None:
         pulls = self.rig.core.moves.pulls
-        assert not len(pulls) and not pulls._by_number and not pulls.tokens
+        assert not len(pulls) and not len(pulls._questions) and not pulls.tokens

@@ -27,6 +27,7 @@ from hyperflexis_worker.core.effects import (
     UnreserveBlocks,
 )
 from hyperflexis_worker.core.peer_links import PeerLinks
+from hyperflexis_worker.core.questions import Questions
 from hyperflexis_worker.core.request import Request
 
 MOVE_LIMIT_US = 10_000_000
@@ -57,8 +58,6 @@ class Arrival:
     ticket: movement_pb2.KvTicket
     began_us: int
     step: Step = Step.RESERVING
-    number: int = 0
-    """Of the question that is open."""
     export: worker_service_pb2.ExportKvResponse | None = None
     """The newest answer of its source."""
     lease_id: int = 0
@@ -101,8 +100,7 @@ class Arrivals:
         self._failed = failed
         self._arrived = arrived
         self._arrivals: dict[str, Arrival] = {}
-        self._by_number: dict[int, Arrival] = {}
-        self._numbers = numbers
+        self._questions: Questions[Arrival] = Questions(numbers)
 
     def __len__(self) -> int:
         return len(self._arrivals)
@@ -135,7 +133,7 @@ class Arrivals:
         self, number: int, response: worker_service_pb2.ExportKvResponse | None, error: str, now_us: int
     ) -> None:
         """The source's answer to AskExport; None where there was none."""
-        arrival = self._open(number)
+        arrival = self._questions.answered(number)
         if arrival is None:
             return
         if response is None:
@@ -154,7 +152,7 @@ class Arrivals:
         self._read(arrival, now_us)
 
     def pulled(self, number: int, error: str, now_us: int) -> None:
-        arrival = self._open(number)
+        arrival = self._questions.answered(number)
         if arrival is None or arrival.export is None:
             return
         if error:
@@ -165,7 +163,7 @@ class Arrivals:
         self._read_done(arrival, now_us)
 
     def released(self, number: int, held: bool, error: str, now_us: int) -> None:
-        arrival = self._open(number)
+        arrival = self._questions.answered(number)
         if arrival is None or arrival.export is None:
             return
         arrival.lease_id = 0
@@ -221,7 +219,7 @@ class Arrivals:
             lease_id=arrival.lease_id,
             final=final,
         )
-        self._effects.append(AskExport(self._number(arrival), ticket.source.address, ask))
+        self._effects.append(AskExport(self._questions.ask(arrival), ticket.source.address, ask))
 
     def _read(self, arrival: Arrival, now_us: int) -> None:
         export, request = arrival.export, arrival.request
@@ -236,7 +234,7 @@ class Arrivals:
         within_us = arrival.lease_ends_us - now_us
         if within_us <= 0:
             return self._fail(arrival, "lease_over", now_us)
-        number, first = self._number(arrival), arrival.blocks
+        number, first = self._questions.ask(arrival), arrival.blocks
         self._effects.append(
             PullBlocks(
                 number,
@@ -260,7 +258,7 @@ class Arrivals:
         if arrival.final:
             arrival.step = Step.RELEASING
             address, lease_id = arrival.ticket.source.address, arrival.lease_id
-            self._effects.append(AskRelease(self._number(arrival), address, lease_id))
+            self._effects.append(AskRelease(self._questions.ask(arrival), address, lease_id))
             return
         arrival.rounds += 1
         self._ask(arrival, final=new <= LAST_BLOCKS or arrival.rounds >= ROUNDS, now_us=now_us)
@@ -272,17 +270,7 @@ class Arrivals:
     def _forget(self, arrival: Arrival) -> None:
         request = arrival.request
         del self._arrivals[request.request_id]
-        self._by_number.pop(arrival.number, None)
+        self._questions.drop(arrival)
         self._effects.append(UnreserveBlocks(request.request_id, request.attempt))
         if arrival.lease_id:
             self._effects.append(AskRelease(0, arrival.ticket.source.address, arrival.lease_id))
-
-    def _number(self, arrival: Arrival) -> int:
-        self._by_number.pop(arrival.number, None)
-        arrival.number = next(self._numbers)
-        self._by_number[arrival.number] = arrival
-        return arrival.number
-
-    def _open(self, number: int) -> Arrival | None:
-        """Whose question this answers; None where it is not wanted any more, or somebody else's."""
-        return self._by_number.pop(number, None)

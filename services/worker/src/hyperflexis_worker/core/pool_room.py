@@ -11,6 +11,15 @@ from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_policy import Offer
 
 
+def cached_blocks(sequence: Sequence, pool: BlockPool) -> list[int]:
+    """What the prefix cache has of it. Its last token is always computed, as its logits are wanted: the block of that
+    is never a shared one."""
+    if not pool.prefix_cache:
+        return []
+    whole = (sequence.num_tokens - 1) // pool.block_tokens
+    return pool.find(sequence.hashes(whole, pool.block_tokens))
+
+
 class PoolRoom:
     """One choice at a time. `free`: blocks left when the decodes have theirs."""
 
@@ -42,9 +51,7 @@ class PoolRoom:
             return Offer(request.computed, min(tokens, request.to_compute)) if tokens > 0 else None
         if not self._admits:
             return None  # a step that preempted has no room for anybody new
-        # The last token is always computed: its logits are wanted. So its block is never a shared one.
-        whole = (request.num_tokens - 1) // pool.block_tokens
-        cached = pool.find(request.hashes(whole, pool.block_tokens)) if pool.prefix_cache else []
+        cached = cached_blocks(request, pool)
         needed = self._needed(request, cached)
         growth = self._growth + self._expected(request, pool.blocks_for(request.num_tokens))
         if needed > self._free or (self._running and needed + growth > self._free):

@@ -29,6 +29,7 @@ from hyperflexis_worker.core.effects import (
     UnreserveBlocks,
 )
 from hyperflexis_worker.core.peer_links import PeerLinks
+from hyperflexis_worker.core.questions import Questions
 from hyperflexis_worker.core.request import Request
 
 LIMIT_US = 500_000
@@ -55,8 +56,6 @@ class _Pull:
     began_us: int
     until_us: int
     step: Step = Step.ASKING
-    number: int = 0
-    """Of the question that is open."""
     cached: int | None = None
     """Blocks that were here; None = the engine has not said."""
     blocks: list[int] | None = None
@@ -82,10 +81,9 @@ class PrefixPulls:
         self._effects = effects
         self._links = links
         self._block_tokens = block_tokens
-        self._numbers = numbers
+        self._questions: Questions[_Pull] = Questions(numbers)
         self._over = over
         self._pulls: dict[str, _Pull] = {}
-        self._by_number: dict[int, _Pull] = {}
         self._asked: dict[int, str] = {}
         """Who is being asked what it keeps: whatever it leases is given back, if nobody wants it by then."""
         self.outcomes: Counter[str] = Counter()
@@ -118,7 +116,7 @@ class PrefixPulls:
         self._pulls[request.request_id] = pull
         request.pulling = True
         self._effects.append(ReservePrefix(request.request_id, request.attempt, hashes))
-        worker, number = pull.source.worker, self._number(pull)
+        worker, number = pull.source.worker, self._questions.ask(pull)
         self._asked[number] = worker.address
         ask = worker_service_pb2.ExportPrefixRequest(incarnation=worker.incarnation, hashes=hashes)
         self._effects.append(AskPrefix(number, worker.address, ask))
@@ -151,7 +149,7 @@ class PrefixPulls:
         self, number: int, response: worker_service_pb2.ExportPrefixResponse | None, error: str, now_us: int
     ) -> None:
         """The source's answer to AskPrefix; None where there was none."""
-        pull, address = self._open(number), self._asked.pop(number, "")
+        pull, address = self._questions.answered(number), self._asked.pop(number, "")
         if pull is None:
             if response is not None and address:
                 self._effects.append(AskRelease(0, address, response.lease_id))
@@ -183,13 +181,13 @@ class PrefixPulls:
         within_us = min(pull.lease_ends_us, pull.until_us) - now_us
         if within_us <= 0:
             return self._fail(pull, "timeout_linking", now_us)
-        request, number, blocks = pull.request, self._number(pull), pull.blocks[pull.cached :]
+        request, number, blocks = pull.request, self._questions.ask(pull), pull.blocks[pull.cached :]
         read = (pull.engine, pull.lease_id, pull.cached, blocks, within_us)
         # Nobody stands still for it: it goes with the pre-copies, in pieces, and lets last reads pass.
         self._effects.append(PullBlocks(number, request.request_id, request.attempt, *read, last=False))
 
     def pulled(self, number: int, error: str, now_us: int) -> None:
-        pull = self._open(number)
+        pull = self._questions.answered(number)
         if pull is None:
             return
         if error:
@@ -199,10 +197,10 @@ class PrefixPulls:
         if now_us >= pull.lease_ends_us:
             return self._fail(pull, "lease_over", now_us)
         pull.step = Step.RELEASING
-        self._effects.append(AskRelease(self._number(pull), pull.source.worker.address, pull.lease_id))
+        self._effects.append(AskRelease(self._questions.ask(pull), pull.source.worker.address, pull.lease_id))
 
     def released(self, number: int, held: bool, error: str, now_us: int) -> None:
-        pull = self._open(number)
+        pull = self._questions.answered(number)
         if pull is None or pull.blocks is None or pull.cached is None:
             return
         pull.lease_id = 0
@@ -233,16 +231,7 @@ class PrefixPulls:
     def _forget(self, pull: _Pull) -> None:
         request = pull.request
         del self._pulls[request.request_id]
-        self._by_number.pop(pull.number, None)
+        self._questions.drop(pull)
         self._effects.append(UnreserveBlocks(request.request_id, request.attempt))
         if pull.lease_id:
             self._effects.append(AskRelease(0, pull.source.worker.address, pull.lease_id))
-
-    def _number(self, pull: _Pull) -> int:
-        pull.number = next(self._numbers)
-        self._by_number[pull.number] = pull
-        return pull.number
-
-    def _open(self, number: int) -> _Pull | None:
-        """Whose question this answers; None where it is not wanted any more, or somebody else's."""
-        return self._by_number.pop(number, None)

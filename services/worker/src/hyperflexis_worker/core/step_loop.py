@@ -16,6 +16,7 @@ from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import StepPlanner
+from hyperflexis_worker.core.pool_room import cached_blocks
 from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_plan import Chunk, StepPlan
@@ -91,14 +92,7 @@ class StepLoop:
         self._added += 1
         sequence.number = self._added
         self._waiting[sequence.request_id] = sequence
-        sequence.foreseen = len(self._cached(sequence)) * self._pool.block_tokens
-
-    def _cached(self, sequence: Sequence) -> list[int]:
-        """Blocks that the prefix cache has of it. The last token is always computed: its logits are wanted."""
-        if not self._pool.prefix_cache:
-            return []
-        whole = (sequence.num_tokens - 1) // self._pool.block_tokens
-        return self._pool.find(sequence.hashes(whole, self._pool.block_tokens))
+        sequence.foreseen = len(cached_blocks(sequence, self._pool)) * self._pool.block_tokens
 
     def find(self, request_id: str, attempt: Attempt) -> Sequence | None:
         """The sequence of exactly this attempt."""
