@@ -1,4 +1,5 @@
-"""How many running requests have changed workers, and why, whoever led: both schedulers are asked all the time."""
+"""How many running requests have changed workers, and why, and how many prefixes were read from peers: all schedulers
+and workers are asked all the time."""
 
 from __future__ import annotations
 
@@ -15,19 +16,25 @@ SCRAPE_S = 0.2
 ANSWER_S = 1.0
 KINDS = {"role": "hand_offs", "operator": "migrations", "drain": "drains"}
 """What the scheduler calls the reason, and what we call the move."""
-_COUNTED = re.compile(r'^hyperflexis_scheduler_moves_(done|failed)_total\{reason="([^"]*)"\} (\S+)$', re.MULTILINE)
+_COUNTED = re.compile(
+    r"^hyperflexis_(?:scheduler_moves_(done|failed)|worker_prefix_(pulls))_total"
+    r'\{(?:reason|outcome)="([^"]*)"\} (\S+)$',
+    re.MULTILINE,
+)
 
 
 class MoveCount:
-    """Use as `async with`. What a leader does between the last look and its death is not counted: never too many."""
+    """Use as `async with`. What a process does between the last look and its death is not counted: never too many."""
 
     def __init__(self, metrics: Mapping[str, int]) -> None:
-        """`metrics`: the port of each scheduler's."""
+        """`metrics`: the port of each scheduler's and worker's."""
         self._ports = dict(metrics)
         self._last: dict[str, Counter[tuple[str, str]]] = {name: Counter() for name in metrics}
         self.done: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
         """By why."""
+        self.pulls: Counter[str] = Counter()
+        """By what came of them."""
 
     async def __aenter__(self) -> MoveCount:
         self._tasks = [asyncio.create_task(self._look_often(name)) for name in self._ports]
@@ -41,10 +48,10 @@ class MoveCount:
             await self._look(name)
 
     def take(self, name: str, text: str) -> None:
-        """What a scheduler's counters are now; they begin anew with each time as leader."""
+        """What its counters are now; they begin anew with each process, and with each time as leader."""
         found: Counter[tuple[str, str]] = Counter()
-        for what, reason, count in _COUNTED.findall(text):
-            found[what, reason] = int(float(count))
+        for move, pull, reason, count in _COUNTED.findall(text):
+            found[move or pull, reason] = int(float(count))
         last = self._last[name]
         if any(found[key] < count for key, count in last.items()):
             last = Counter()
@@ -52,7 +59,7 @@ class MoveCount:
             if what == "done":
                 self.done[KINDS.get(reason, reason)] += count
             else:
-                self.failed[reason] += count
+                (self.pulls if what == "pulls" else self.failed)[reason] += count
         self._last[name] = found
 
     async def _look_often(self, name: str) -> None:

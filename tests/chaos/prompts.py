@@ -1,4 +1,5 @@
-"""Requests whose output is known beforehand: short ones, long ones, and a few that outlast every grace."""
+"""Requests whose output is known beforehand: short ones, long ones, and a few that outlast every grace. Half of those
+that do not may begin with one of a few documents, so that there are prefixes to be read from peers."""
 
 from __future__ import annotations
 
@@ -22,21 +23,33 @@ COMPARED_WITH = {
 """Every token of every request, as it comes."""
 
 
-async def prompts_for(cell: ChaosCell, seed: int) -> list[Prompt]:
+DOCUMENT_TOKENS = (700, 1_200)
+
+
+async def prompts_for(cell: ChaosCell, seed: int, documents: int = 0) -> list[Prompt]:
+    """`documents`: so many are there; 0 = no prompt shares its beginning with another."""
     chance = random.Random(seed)
-    longest = LONGEST_TOKENS[cell.engine]
+    vocabulary, longest = (32_000 if cell.engine == "modelled" else 2_000), LONGEST_TOKENS[cell.engine]
+    beginnings = [_ids(chance, vocabulary, *DOCUMENT_TOKENS) for _ in range(documents)]
     if cell.engine == "modelled":
         counts = [chance.choice([1, 2, chance.randrange(3, 60), chance.randrange(60, 200)]) for _ in range(62)]
-        return [_modelled(chance, number, count) for number, count in enumerate([*counts, LONG_TOKENS, longest])]
+        made = []
+        for number, count in enumerate([*counts, LONG_TOKENS, longest]):
+            ids = _beginning(chance, beginnings, count < longest) + _ids(chance, vocabulary, 1, 300)
+            made.append(Prompt(ids, number, tuple(reference_tokens(ids, number, count, vocabulary))))
+        return made
     counts = [*(chance.randrange(1, 60) for _ in range(14)), LONG_TOKENS, 4 * LONG_TOKENS, longest]
     async with AsyncClient(cell.router_addresses()) as client:
         made = []
         for number, count in enumerate(counts):
-            ids = [chance.randrange(2_000) for _ in range(chance.randrange(1, 60))]
+            ids = _beginning(chance, beginnings, count < longest) + _ids(chance, vocabulary, 1, 60)
             made += [await reference_of(client, ids, number, count, temperature) for temperature in TEMPERATURES]
         return made
 
 
-def _modelled(chance: random.Random, number: int, count: int) -> Prompt:
-    ids = tuple(chance.randrange(32_000) for _ in range(chance.randrange(1, 300)))
-    return Prompt(ids, number, tuple(reference_tokens(ids, number, count, 32_000)))
+def _ids(chance: random.Random, vocabulary: int, least: int, most: int) -> tuple[int, ...]:
+    return tuple(chance.randrange(vocabulary) for _ in range(chance.randrange(least, most)))
+
+
+def _beginning(chance: random.Random, documents: list[tuple[int, ...]], wanted: bool) -> tuple[int, ...]:
+    return chance.choice(documents) if documents and wanted and chance.random() < 0.5 else ()

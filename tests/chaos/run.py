@@ -32,6 +32,8 @@ from remains import remains_of, wait_for_workers  # noqa: E402
 from summary import sum_of, summary_of, verdict_of  # noqa: E402
 
 FAULT_LIMIT_S = 120.0
+BLOCKS, DOCUMENT_BLOCKS = 2_048, 640
+"""Of a pool; with documents so few that no worker keeps all of them."""
 TRIES = 2
 """A fault that has not fired is made once more: the cell may just have had nothing to break."""
 
@@ -44,6 +46,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.workers,
         arguments.model,
         arguments.transports,
+        DOCUMENT_BLOCKS if arguments.documents else BLOCKS,
     )
     fired: Counter[str] = Counter()
     not_fired: Counter[str] = Counter()
@@ -51,7 +54,7 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         await cell.start()
         await wait_for_workers(cell)
-        prompts = await prompts_for(cell, arguments.seed)
+        prompts = await prompts_for(cell, arguments.seed, arguments.documents)
         async with (
             Load(cell.router_addresses(), prompts, arguments.streams, arguments.seed) as load,
             Orders(cell) as orders,
@@ -76,7 +79,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     (arguments.out / "silences.json").write_text(json.dumps([round(s, 3) for s in tally.silences.longest_s]))
     about = about_of(arguments, began) | {"seed": arguments.seed}
     by_kind = {
-        "faults": fired, "not_fired": not_fired, "moves": moves.done, "moves_failed": moves.failed, "kills": cell.kills
+        "faults": fired, "not_fired": not_fired, "moves": moves.done, "moves_failed": moves.failed,
+        "pulls": moves.pulls, "kills": cell.kills,
     }  # fmt: skip
     return summary_of(tally, by_kind, remains, **about)
 
@@ -91,7 +95,8 @@ def names_of(arguments: argparse.Namespace) -> Iterable[str]:
 
 def progress(chaos: Chaos, faults: int, began: float) -> str:
     moves = ", ".join(f"{count} {kind}" for kind, count in sorted(chaos.moves.done.items()))
-    return f"{faults} faults, {time.monotonic() - began:.0f} s, {moves or 'no moves'}: {chaos.load.tally.line()}"
+    pulls = f", {chaos.moves.pulls['read']} of {chaos.moves.pulls.total()} pulls" if chaos.moves.pulls else ""
+    return f"{faults} faults, {time.monotonic() - began:.0f} s, {moves or 'no moves'}{pulls}: {chaos.load.tally.line()}"
 
 
 def about_of(arguments: argparse.Namespace, began: float) -> dict[str, Any]:
@@ -100,6 +105,7 @@ def about_of(arguments: argparse.Namespace, began: float) -> dict[str, Any]:
         "compared_with": COMPARED_WITH[arguments.engine],
         "transports": arguments.transports or "as the engine has them",
         "moves_wanted": arguments.moves,
+        "documents": arguments.documents,
         "wall_s": round(time.monotonic() - began, 1),
     }
 
@@ -126,6 +132,7 @@ async def run_cells(arguments: argparse.Namespace) -> dict[str, Any]:
             "--faults": share_of(arguments.faults, arguments.cells, number),
             "--moves": share_of(arguments.moves, arguments.cells, number),
             "--seed": arguments.seed + number,
+            "--documents": arguments.documents,
             "--engine": arguments.engine,
             "--workers": arguments.workers,
             "--streams": arguments.streams,
@@ -158,6 +165,9 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=sorted(FAULTS), help="these, in this order, instead of --faults")
     parser.add_argument(
         "--moves", type=int, default=0, help="until so many are done, by --kinds in random order, again and again"
+    )
+    parser.add_argument(
+        "--documents", type=int, default=0, help="that half of the prompts begin with, so that prefixes are pulled"
     )
     parser.add_argument(
         "--transports", nargs="*", choices=["nixl", "grpc"], help="of caches; else as the engine has it"

@@ -19,7 +19,7 @@ DAMAGE = (
 """Every count must be zero."""
 COUNTS = ("flips", "requests", "finished", "cancelled", "tokens_compared", "slow_requests", *DAMAGE)
 FAULT_KEYS = ("faults", "not_fired")
-BY_KIND = (*FAULT_KEYS, "moves", "moves_failed", "kills")
+BY_KIND = (*FAULT_KEYS, "moves", "moves_failed", "pulls", "kills")
 NOT_FIRED_SHARE = 0.05
 """A run that missed more of its faults than this proves too little."""
 
@@ -66,6 +66,8 @@ def verdict_of(summary: Mapping[str, Any]) -> list[str]:
     done, wanted = sum(summary["moves"].values()), summary.get("moves_wanted", 0)
     if done < wanted:
         wrong.append(f"{done} of {wanted} moves were done")
+    if summary.get("documents") and not summary["pulls"].get("read"):
+        wrong.append("no prefix was read from a peer")
     if missed > NOT_FIRED_SHARE * (fired + missed):
         wrong.append(f"{missed} of {fired + missed} faults did not fire")
     return wrong

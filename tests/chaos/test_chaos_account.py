@@ -128,6 +128,26 @@ def test_moves_are_counted_once_whoever_leads() -> None:
     assert dict(count.failed) == {"no_link": 2}
 
 
+def test_prefixes_read_are_counted_over_the_lives_of_a_worker() -> None:
+    def text(read: int, slow: int) -> str:
+        counter = 'hyperflexis_worker_prefix_pulls_total{{outcome="{}"}} {:.1f}\n'
+        return counter.format("read", read) + counter.format("timeout_reading", slow)
+
+    count = MoveCount({"w": 1})
+    for told in (text(2, 0), text(3, 1), text(1, 0)):
+        count.take("w", told)
+    assert dict(count.pulls) == {"read": 3 + 1, "timeout_reading": 1} and not count.done and not count.failed
+
+
+def test_a_run_with_documents_fails_where_nothing_was_read() -> None:
+    def summary(read: int) -> dict[str, Any]:
+        pulls = {"read": read, "no_more_there": 7}
+        return summary_of(Tally(), {**ONE, "pulls": pulls}, Remains(), documents=4)
+
+    assert verdict_of(summary(1)) == []
+    assert verdict_of(summary(0)) == ["no prefix was read from a peer"]
+
+
 def test_kinds_come_again_and_again_each_as_often() -> None:
     names = endless(["a", "a", "b"], seed=1)
     seen = [next(names) for _ in range(30)]

@@ -35,8 +35,9 @@ class ChaosCell:
         workers: int = 3,
         model_dir: Path | None = None,
         transports: list[str] | None = None,
+        blocks: int = 2_048,
     ) -> None:
-        """`transports`: by which caches move; None = as the engine has it."""
+        """`transports`: by which caches move; None = as the engine has it. `blocks`: of each worker's pool."""
         self.directory = directory
         self.engine = engine
         self.chance = random.Random(seed)
@@ -49,8 +50,9 @@ class ChaosCell:
         self.kills: Counter[str] = Counter()
         """By service, engines among them."""
         self.metrics: dict[str, int] = {}
-        """Ports of the schedulers'."""
+        """Ports of the schedulers' and the workers'."""
         self._transports = transports
+        self._blocks = blocks
         self._model = {
             **MODEL,
             **({"path": str(model_dir), "context_length": 2_048, "vocab_size": 2_048} if model_dir else {}),
@@ -62,9 +64,10 @@ class ChaosCell:
     async def start(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         names = ["redis", *self.schedulers, *self.routers, *self.workers]
-        ports = free_ports(len(names) + len(self.schedulers))
+        measured = [*self.schedulers, *self.workers]
+        ports = free_ports(len(names) + len(measured))
         self._ports = dict(zip(names, ports, strict=False))
-        self.metrics = dict(zip(self.schedulers, ports[len(names) :], strict=True))
+        self.metrics = dict(zip(measured, ports[len(names) :], strict=True))
         for name in (*self.schedulers, *self.workers, *self.routers):
             self.proxies[name] = TcpProxy(f"127.0.0.1:{self._ports[name]}")
             await self.proxies[name].start()
@@ -93,7 +96,7 @@ class ChaosCell:
                 "schedulers": self._scheduler_addresses(),
                 "engine": self.engine,
                 "model": "m",
-                "num_blocks": 2_048,
+                "num_blocks": self._blocks,
                 "max_num_tokens": 256,
                 "max_num_seqs": 32,
                 "profile": "test/tiny/tp1",
@@ -149,9 +152,13 @@ class ChaosCell:
             "HYPERFLEXIS_FAULTS": faults,
             "HYPERFLEXIS_CLOCK_OFFSET_US": str(self.chance.randrange(2 * SKEW_US)),
             "OMP_NUM_THREADS": "1",
-            **({"HYPERFLEXIS_SCHEDULER_METRICS_PORT": str(self.metrics[name])} if name in self.metrics else {}),
+            **self._metrics_port(name),
         }
         return Child(name, command, self.directory / f"{name}.log", environment)
+
+    def _metrics_port(self, name: str) -> dict[str, str]:
+        port, service = self.metrics.get(name), name.partition("-")[0].upper()
+        return {} if port is None else {f"HYPERFLEXIS_{service}_METRICS_PORT": str(port)}
 
     # --- breaking ----------------------------------------------------------------------------------------
 
