@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slo_bounds import bound_jobs, bounds, fluid_verdicts
-from slo_environments import Environment, capacity
+from slo_environments import LEAD_IN_S, LEAD_OUT_S, Environment, capacity
 from slo_selection import Job, default_jobs, disaggregated_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
 
@@ -132,6 +132,7 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
     parser.add_argument("--policies", type=_words, default=[], help="with commas; `hyperflexis simulate --policy list`")
     parser.add_argument("--seeds", type=int, help="for every policy; default: by selection")
     parser.add_argument("--loads", type=_numbers, default=[], help="with commas, of those that the selection has")
+    parser.add_argument("--slice", type=float, help="seconds for which requests of a mix arrive; default: by selection")
     parser.add_argument("--gbps", type=float, default=NVLINK_GBPS, help="of the links on which KV moves")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
@@ -148,7 +149,10 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
         parser.error(str(error))
     if arguments.loads:
         jobs = [job for job in jobs if job.load in arguments.loads] or parser.error("--loads: none of the selection's")
-    return arguments, [replace(job, environment=replace(job.environment, gbps=arguments.gbps)) for job in jobs]
+    if arguments.slice is not None and arguments.slice <= LEAD_IN_S + LEAD_OUT_S:
+        parser.error(f"--slice: nothing is scored of the first {LEAD_IN_S:g} and the last {LEAD_OUT_S:g} s")
+    changes = {"gbps": arguments.gbps} | ({} if arguments.slice is None else {"slice_s": arguments.slice})
+    return arguments, [replace(job, environment=replace(job.environment, **changes)) for job in jobs]
 
 
 def main() -> None:
