@@ -153,14 +153,14 @@ def swapping(cluster: Cluster, requests: list[SimRequest], every_us: float) -> N
     def swap(now_us: float) -> None:
         assert cluster.moves is not None
         if any(request.state not in (FINISHED, REFUSED) for request in requests):
-            cluster._later(now_us + every_us, swap)
+            cluster.events.later(now_us + every_us, swap)
         for request in requests:
             if request.made and request.state not in (FINISHED, REFUSED):
                 moves, slot = cluster.moves.moves, request.worker
                 if request not in moves and request in cluster.engines[slot].table:
                     moves.begin(request, slot, 1 - slot, now_us)
 
-    cluster._later(1_000.0, swap)
+    cluster.events.later(1_000.0, swap)
 
 
 @settings(max_examples=40)

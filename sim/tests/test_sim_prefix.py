@@ -61,7 +61,7 @@ def test_without_caches_nothing_is_found():
 def test_what_two_share_takes_its_room_once():
     requests = [request(0, 0.0, 1, 5_120, 400), request(1, 1e6, 1, 5_120, 400)]
     cluster, used = served([], 1), []
-    cluster._at(1.5e6, lambda: used.append((cluster.engines[0].room.filled, cluster.engines[0].kv_used)))
+    cluster.events.at(1.5e6, lambda: used.append((cluster.engines[0].room.filled, cluster.engines[0].kv_used)))
     cluster.run(requests, 1e12)
     ((filled, own),) = used
     assert filled - own == 9 * BLOCK_TOKENS

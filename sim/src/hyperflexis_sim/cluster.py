@@ -1,11 +1,7 @@
-"""The simulation: arrivals, a dispatcher that knows only reports, workers, and messages that take their time.
-
-Events have a total order (time, then the order in which they were made), so that a seed gives one result.
-"""
+"""The simulation: arrivals, a dispatcher that knows only reports, workers, and messages that take their time."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +15,7 @@ from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.disaggregation import Disaggregation, Plan
 from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.engine_report import EngineReport
+from hyperflexis_sim.events import Events
 from hyperflexis_sim.load_ledger import LoadLedger
 from hyperflexis_sim.noise import MeasuredNoise, Noise
 from hyperflexis_sim.prefix_cache import PrefixCache
@@ -30,11 +27,6 @@ from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.wires import WireRules
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.step_policy import GivenUp, StepPolicy
-
-BEST_EFFORT_TTFT_US = 3.6e9
-"""Of a request whose promise is broken already: after everything that still has one."""
-BEST_EFFORT_TPOT_US = 1e6
-"""Its decodes hurry nobody else's prefill."""
 
 REBALANCE_US = 100_000.0
 """Between two rounds."""
@@ -93,10 +85,8 @@ class Cluster:
     """When each worker that left had nothing more to do."""
     _awaited: list[int] = field(init=False)
     _reported_us: list[float] = field(init=False)
-    _events: list[tuple[float, int, Callable[..., None], tuple[object, ...]]] = field(init=False)
+    events: Events = field(default_factory=Events)
     _rebalanced_us: float = 0.0
-    _count: int = 0
-    now_us: float = 0.0
 
     def __post_init__(self) -> None:
         count = len(self.kinds)
@@ -106,15 +96,15 @@ class Cluster:
         self._among = np.arange(count)
         self._reported_us = [-1e18] * count
         self._awaited = [-1] * count
-        self._events = []
+        later = self.events.later
         if self.plan is not None:
             self.moves = Disaggregation(
-                self.plan, self.engines, self.loads, self.lengths, self.wires, self.delays, self._later, self._renew
+                self.plan, self.engines, self.loads, self.lengths, self.wires, self.delays, later, self._renew
             )
-        pulls = PrefixPulls(self.engines, self.wires, self._later, self._renew) if self.prefixes.pull else None
+        pulls = PrefixPulls(self.engines, self.wires, later, self._renew) if self.prefixes.pull else None
         self._placement = PrefixPlacement(self.dispatch, self.loads, self.engines, self.prefixes, pulls)
         for time_us, slot in self.leaves:
-            self._at(time_us, self._leave, slot)
+            self.events.at(time_us, self._leave, slot)
 
     def _engine(self, kind: WorkerKind, index: int) -> SimEngine:
         engine = SimEngine(
@@ -141,34 +131,26 @@ class Cluster:
 
     def run(self, requests: Sequence[SimRequest], until_us: float, tick: Callable[[float], None] | None = None) -> None:
         """Serves requests in order of arrival; stops at `until_us`, or when nothing is left to do."""
-        arrivals = iter(requests)
+        events, arrivals = self.events, iter(requests)
         request = next(arrivals, None)
         told_us = 0.0
         while True:
-            if request is not None and (not self._events or request.arrival_us <= self._events[0][0]):
-                self.now_us = request.arrival_us
-                if self.now_us > until_us:
+            next_us = events.next_us
+            if request is not None and (next_us is None or request.arrival_us <= next_us):
+                events.now_us = request.arrival_us
+                if events.now_us > until_us:
                     return
                 self._submit(request)
                 request = next(arrivals, None)
-            elif self._events:
-                self.now_us, _, action, arguments = heapq.heappop(self._events)
-                if self.now_us > until_us:
-                    return
-                action(*arguments)
-            else:
+            elif next_us is None or not events.run_next(until_us):
                 return
-            if tick is not None and self.now_us - told_us > 1e6:
-                told_us = self.now_us
+            if tick is not None and events.now_us - told_us > 1e6:
+                told_us = events.now_us
                 tick(told_us)
 
-    def _at(self, time_us: float, action: Callable[..., None], *arguments: object) -> None:
-        self._count += 1
-        heapq.heappush(self._events, (time_us, self._count, action, arguments))
-
-    def _later(self, time_us: float, action: Callable[..., None], *arguments: object) -> None:
-        """Like `_at`, and tells the action the time."""
-        self._at(time_us, lambda: action(*arguments, self.now_us))
+    @property
+    def now_us(self) -> float:
+        return self.events.now_us
 
     def _leave(self, slot: int) -> None:
         self._among = self._among[self._among != slot]
@@ -185,7 +167,7 @@ class Cluster:
     def _submit(self, request: SimRequest) -> None:
         delay_us = self.delays.submit_us(self.seed, request.number)
         if delay_us:
-            self._at(self.now_us + delay_us, self._place, request)
+            self.events.at(self.now_us + delay_us, self._place, request)
         else:
             self._place(request)
 
@@ -196,7 +178,7 @@ class Cluster:
         request.worker = slot
         tokens = max(request.prompt_tokens - cached, 1)
         self.ledger.charge(slot, tokens, self.kinds[slot].model.prefill_us(tokens, cached))
-        self._at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
+        self.events.at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
 
     def _able(self, request: SimRequest) -> np.ndarray:
         """Where it may be prefilled."""
@@ -227,7 +209,7 @@ class Cluster:
         engine = self.engines[slot]
         self._awaited[slot] = engine.version
         if engine.end_us is not None:
-            self._at(engine.end_us, self._ended, slot, engine.version)
+            self.events.at(engine.end_us, self._ended, slot, engine.version)
             self._await_report(slot)
 
     def _await_report(self, slot: int) -> None:
@@ -235,7 +217,7 @@ class Cluster:
         engine = self.engines[slot]
         next_us = engine.next_end_us(self._reported_us[slot] + self.delays.report_every_us)
         if next_us is not None:
-            self._at(next_us, self._ended_within, slot, engine.version)
+            self.events.at(next_us, self._ended_within, slot, engine.version)
 
     def _ended_within(self, slot: int, version: int) -> None:
         if self.engines[slot].version == version:
@@ -254,7 +236,7 @@ class Cluster:
 
     def _tell(self, slot: int) -> None:
         self._reported_us[slot] = self.now_us
-        self._at(self.now_us + self.delays.report_us, self._report, slot, self.engines[slot].report(self.now_us))
+        self.events.at(self.now_us + self.delays.report_us, self._report, slot, self.engines[slot].report(self.now_us))
 
     def _report(self, slot: int, report: EngineReport) -> None:
         self.ledger.report(slot, report)
@@ -273,7 +255,7 @@ class Cluster:
             request = self.engines[slot].revoke() if self.loads.get(slot, columns.REQUESTS) > 1 else None
             if request is not None:
                 request.moves += 1
-                self._at(self.now_us + 2 * self.delays.report_us, self._place, request)
+                self.events.at(self.now_us + 2 * self.delays.report_us, self._place, request)
 
     def _finished(self, request: SimRequest, now_us: float) -> None:
         self.lengths.learn(request.tier, request.made)
@@ -289,7 +271,7 @@ class Cluster:
         assert isinstance(request, SimRequest)
         if self.moves is not None:
             self.moves.ended(request, now_us)
-        self._at(now_us + self.delays.report_us, self._returned, request)
+        self.events.at(now_us + self.delays.report_us, self._returned, request)
 
     def _returned(self, request: SimRequest) -> None:
         """Another worker, if one still can by its model; else what its tier says."""
@@ -306,14 +288,7 @@ class Cluster:
             request.refused_us = self.now_us
             return
         if kind == "downgrade":
-            fallback = self.promises[target]
-            request.downgraded = True
-            request.tier, request.on_violation = fallback.tier, fallback.on_violation
-            request.ttft_us, request.tpot_us = fallback.ttft_us, fallback.tpot_us
-            request.max_gap_us, request.weight = fallback.max_gap_us, fallback.weight
+            request.downgrade(self.promises[target])
         else:
-            request.best_effort = True
-            request.ttft_us, request.tpot_us = BEST_EFFORT_TTFT_US, max(request.tpot_us, BEST_EFFORT_TPOT_US)
-        request.dispatched = 0
-        request.due_us = request.arrival_us + request.ttft_us
+            request.give_best_effort()
         self._place(request)

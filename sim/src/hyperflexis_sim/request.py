@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hyperflexis_scheduler.core.request import BEST_EFFORT_TPOT_US, BEST_EFFORT_TTFT_US
+from hyperflexis_sim.tiers import Promise
+
 UNSERVED, RUNNING, FINISHED, REFUSED = range(4)
 
 
@@ -67,6 +70,24 @@ class SimRequest:
         self.to_compute = self.prompt_tokens
         self.tier_promised = self.tier
         self.promised_ttft_us, self.promised_tpot_us = self.ttft_us, self.tpot_us
+
+    def downgrade(self, promise: Promise) -> None:
+        """Begins anew with a looser promise; its verdict stays about the first."""
+        self.downgraded = True
+        self.tier, self.on_violation = promise.tier, promise.on_violation
+        self.ttft_us, self.tpot_us = promise.ttft_us, promise.tpot_us
+        self.max_gap_us, self.weight = promise.max_gap_us, promise.weight
+        self._begin_anew()
+
+    def give_best_effort(self) -> None:
+        """Begins anew with no promise at all."""
+        self.best_effort = True
+        self.ttft_us, self.tpot_us = BEST_EFFORT_TTFT_US, max(self.tpot_us, BEST_EFFORT_TPOT_US)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        self.dispatched = 0
+        self.due_us = self.arrival_us + self.ttft_us
 
     @property
     def mean_tpot_us(self) -> float:
