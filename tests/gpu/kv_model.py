@@ -101,11 +101,11 @@ class ModelSide(Side):
             "metadata": self.transport.metadata(),
         }
 
-    def prefill(self, text: int, tokens: int, blocks: list[int]) -> float:
-        """Tokens [0, tokens) into `blocks`, in chunks; milliseconds."""
+    def prefill(self, text: int, tokens: int, blocks: list[int], start: int = 0) -> float:
+        """Tokens [start, tokens) into `blocks`, in chunks; milliseconds."""
         began = time.perf_counter()
-        for start in range(0, tokens, CHUNK):
-            self._step(text, start, min(CHUNK, tokens - start), blocks)
+        for at in range(start, tokens, CHUNK):
+            self._step(text, at, min(CHUNK, tokens - at), blocks)
         torch.cuda.synchronize(self.device)
         return milliseconds(began)
 

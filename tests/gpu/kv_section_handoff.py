@@ -1,4 +1,5 @@
-"""Section f: a request of a real shape moves between two GPUs, after its prefill and in the middle of its decode.
+"""Section f: a request of a real shape moves between two GPUs, after its prefill and in the middle of its decode; and
+the beginning of a prompt is read from the GPU that keeps it.
 
 Fed the same tokens, the logits must be those of an undisturbed run, bit for bit.
 """
@@ -20,6 +21,9 @@ BEFORE = 16
 """Decodes before the pre-copy of a migration begins."""
 DURING = 80
 """Decodes while it runs: at least one block fills up meanwhile."""
+
+TAIL = 100
+"""Of a prompt, what is computed after the beginning that a peer keeps."""
 
 
 def handoff(section: Section) -> None:
@@ -48,8 +52,9 @@ def handoff(section: Section) -> None:
         for length in lengths:
             section.tried(f"hand_off_{length}", room.hand_off, length)
             section.tried(f"migration_{length}", room.migrate, length)
-    moves = [one for name, one in section.found.items() if name.startswith(("hand_off", "migration"))]
-    section.found["all_bits_equal"] = len(moves) == 2 * len(lengths) and all(one.get("equal") for one in moves)
+            section.tried(f"prefix_{length}", room.prefix, length)
+    moves = [one for name, one in section.found.items() if name.startswith(("hand_off", "migration", "prefix"))]
+    section.found["all_bits_equal"] = len(moves) == 3 * len(lengths) and all(one.get("equal") for one in moves)
     section.say(f"all bits equal: {section.found['all_bits_equal']}")
 
 
@@ -90,6 +95,30 @@ class Room:
             "decode_ms": moved["ms"][-1],
             "pull_and_all_decodes_ms": whole_ms,
             "prefill_again_ms": again_ms,
+            **_compared(moved["logits"], stayed["logits"], undisturbed["logits"]),
+        }
+
+    def prefix(self, tokens: int) -> dict[str, Any]:
+        """So many tokens are cached there, whole chunks of them: read here, and the rest of the prompt after them."""
+        prompt, text = tokens + TAIL, tokens + 2
+        theirs, ours, alone = self._for(prompt + STEPS, 3)
+        held = tokens // BLOCK_TOKENS
+        self._exporter.call("prefill", text=text, tokens=tokens, blocks=theirs)
+        whole_ms = [self._importer.call("prefill", text=text, tokens=prompt, blocks=alone) for _ in range(3)][-1]
+        began = time.perf_counter()
+        pulled = self._importer.call("pull", remote=theirs[:held], local=ours[:held])
+        rest_ms = self._importer.call("prefill", text=text, start=tokens, tokens=prompt, blocks=ours)
+        pulled_ms = round((time.perf_counter() - began) * 1e3, 1)
+        decode = {"text": text, "tokens": prompt, "steps": STEPS}
+        moved = self._importer.call("decode", blocks=ours, **decode)
+        undisturbed = self._importer.call("decode", blocks=alone, **decode)
+        self._exporter.call("prefill", text=text, start=tokens, tokens=prompt, blocks=theirs)
+        stayed = self._exporter.call("decode", blocks=theirs, **decode)
+        return {
+            "prefill_all_ms": whole_ms,
+            "pull": pulled,
+            "prefill_rest_ms": rest_ms,
+            "pull_and_rest_ms": pulled_ms,
             **_compared(moved["logits"], stayed["logits"], undisturbed["logits"]),
         }
 
