@@ -98,7 +98,7 @@ async def hand_offs(running: LiveCell, requests: int = 40) -> list[dict[str, Any
         await running.set_role(first, role)
         for other in others:
             await running.set_role(other, rest)
-        served[name] = await _serve(running, _poisson(requests, 0.4, seed=1), seed=1, long_share=1.0)
+        served[name] = await _serve(running, _poisson(requests, 0.4, seed=1), name, seed=1, long_share=1.0)
     for name in (first, *others):
         await running.set_role(name, MIXED)
     told = [await running.told(reading.request_id, "moved") for reading in served["handed_off"]]
@@ -127,7 +127,7 @@ async def flip_storm(running: LiveCell, seconds: float = 60.0, a_minute: int = 1
     for name, flip in (("undisturbed", False), ("flips", True)):
         flipper = Flipper(running, await running.workers())
         task = asyncio.create_task(flipper.run(60.0 / a_minute)) if flip else None
-        readings = await _serve(running, _poisson(int(seconds / 0.12), 0.12, seed=2), seed=2)
+        readings = await _serve(running, _poisson(int(seconds / 0.12), 0.12, seed=2), name, seed=2)
         if task is not None:
             await cancel_all(task)
         await flipper.rest()
@@ -170,13 +170,17 @@ def _poisson(count: int, mean_s: float, seed: int) -> Iterator[float]:
     return (chance.expovariate(1 / mean_s) for _ in range(count))
 
 
-async def _serve(running: LiveCell, waits: Iterator[float], seed: int, long_share: float = 0.2) -> list[Reading]:
-    """Chats of some hundred tokens and, by default one in five, summaries of some thousand."""
-    chance, tasks = random.Random(seed), []
+async def _serve(
+    running: LiveCell, waits: Iterator[float], run: str, seed: int, long_share: float = 0.2
+) -> list[Reading]:
+    """Chats of some hundred tokens and, by default one in five, summaries of some thousand. Of one seed they have the
+    same lengths, but the words of each run are its own: the next one must not find them cached."""
+    chance, words, tasks = random.Random(seed), random.Random(run), []
     for number, wait_s in enumerate(waits):
         await asyncio.sleep(wait_s)
         long = chance.random() < long_share
-        prompt = prompt_of(chance.randrange(2_000, 8_000) if long else chance.randrange(50, 1_000), number)
+        tokens = chance.randrange(2_000, 8_000) if long else chance.randrange(50, 1_000)
+        prompt = prompt_of(tokens, words.getrandbits(32))
         tier = "summarise" if long else "chat"
         tasks.append(asyncio.create_task(running.read(prompt, chance.randrange(20, 150), number, tier)))
     return list(await asyncio.gather(*tasks))
