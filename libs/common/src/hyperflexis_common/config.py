@@ -50,7 +50,7 @@ class RedisSettings(Section):
     url: str = "redis://127.0.0.1:6379/0"
     """Where the shared request state lives."""
     timeout_ms: int = Field(default=100, ge=10, le=10_000)
-    """Limit for connecting; a whole call may take twice that. Redis being slow must not make requests slow."""
+    """Limit for one round trip. Redis being slow must not make requests slow."""
     prefix: str = "hfx:"
     """Before every key, so that cells or tests can share one Redis."""
 

@@ -47,9 +47,7 @@ class RedisAccess:
         self._places = asyncio.Semaphore(CONNECTIONS)
         self.client = redis.from_url(
             settings.url,
-            # The limit on a whole call is ours. With one of its own redis-py writes under asyncio.wait_for, which
-            # before Python 3.12 forgets a cancellation that comes in the moment in which the write is done.
-            socket_timeout=None,
+            socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
             max_connections=CONNECTIONS,
@@ -70,6 +68,18 @@ class RedisAccess:
         Raises RedisAway on connection trouble, on a time-out, and where Redis answers that it cannot serve. Any other
         error reply (a wrong script, wrong type) passes through: it is a bug.
         """
+        task = asyncio.current_task()
+        assert task is not None
+        asked_before = task.cancelling()
+        try:
+            return await self._call(operation, limit_s)
+        finally:
+            # redis-py writes under asyncio.wait_for, which before Python 3.12 forgets a cancellation that comes in the
+            # moment in which the write is done. The task remembers it.
+            if task.cancelling() > asked_before:
+                raise asyncio.CancelledError
+
+    async def _call(self, operation: Callable[[redis.Redis], Awaitable[Result]], limit_s: float | None) -> Result:
         if self.away:
             raise RedisAway("Redis failed a moment ago")
         try:
