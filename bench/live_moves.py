@@ -104,8 +104,8 @@ async def hand_offs(running: LiveCell, requests: int = 40) -> list[dict[str, Any
     told = [await running.told(reading.request_id, "moved") for reading in served["handed_off"]]
     stood = [move["stopped_us"] / 1e3 for moves in told for move in moves]
     moved = [number for number, moves in enumerate(told) if moves]
-    if not moved:
-        raise RuntimeError("nobody was handed off")
+    if len(moved) < requests // 4:
+        raise RuntimeError(f"{len(moved)} of {requests} were handed off: too few to say anything")
     return [_row_of(name, [readings[number] for number in moved], stood) for name, readings in served.items()]
 
 

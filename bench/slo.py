@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from slo_bounds import bound_jobs, bounds, fluid_verdicts
-from slo_environments import LEAD_IN_S, LEAD_OUT_S, Environment, capacity
+from slo_environments import LEAD_IN_S, LEAD_OUT_S, MIX_CV, Environment, capacity
 from slo_selection import Job, default_jobs, disaggregated_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
 
@@ -132,7 +132,7 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
     parser.add_argument("--policies", type=_words, default=[], help="with commas; `hyperflexis simulate --policy list`")
     parser.add_argument("--seeds", type=int, help="for every policy; default: by selection")
     parser.add_argument("--loads", type=_numbers, default=[], help="with commas, of those that the selection has")
-    parser.add_argument("--slice", type=float, help="seconds for which requests of a mix arrive; default: by selection")
+    parser.add_argument("--slice", type=float, help="seconds for which requests arrive; default: by selection")
     parser.add_argument("--gbps", type=float, default=NVLINK_GBPS, help="of the links on which KV moves")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
@@ -149,16 +149,19 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
         parser.error(str(error))
     if arguments.loads:
         jobs = [job for job in jobs if job.load in arguments.loads] or parser.error("--loads: none of the selection's")
-    if arguments.slice is not None and arguments.slice <= LEAD_IN_S + LEAD_OUT_S:
-        parser.error(f"--slice: nothing is scored of the first {LEAD_IN_S:g} and the last {LEAD_OUT_S:g} s")
-    changes = {"gbps": arguments.gbps} | ({} if arguments.slice is None else {"slice_s": arguments.slice})
+    changes: dict[str, Any] = {"gbps": arguments.gbps}
+    if arguments.slice is not None:
+        if arguments.slice <= LEAD_IN_S + LEAD_OUT_S and any(job.environment.trace in MIX_CV for job in jobs):
+            parser.error(f"--slice: of a mix nothing is scored in the first {LEAD_IN_S:g} and last {LEAD_OUT_S:g} s")
+        changes |= {"slice_s": arguments.slice, "cut_traces": True}
     return arguments, [replace(job, environment=replace(job.environment, **changes)) for job in jobs]
 
 
 def main() -> None:
     arguments, jobs = parsed()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    results = Results(arguments.out, {"selection": arguments.selection})
+    about = {"selection": arguments.selection, "slice_s": arguments.slice, "gbps": arguments.gbps}
+    results = Results(arguments.out, about)
     print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
     began, finished = time.monotonic(), False
     pool = ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"), _leave_ctrl_c)
@@ -177,8 +180,9 @@ def main() -> None:
     found = [*verdicts(results.rows), *fluid_verdicts(results.rows, results.bounds)]
     results.write(wall_s=round(time.monotonic() - began, 1), finished=finished, targets=found)
     page = arguments.out.with_suffix(".html")
-    about = _about(results, arguments.selection)
-    html = render_load_report(results.rows, about, "Promises kept, by load", _notes(found))
+    html = render_load_report(
+        results.rows, _about(results, arguments.selection), "Promises kept, by load", _notes(found)
+    )
     page.write_text(html, encoding="utf-8")
     print_verdicts(found)
     print(f"\n{time.monotonic() - began:.0f} s; written: {arguments.out}, {page}")

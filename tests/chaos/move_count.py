@@ -4,6 +4,7 @@ and workers are asked all the time."""
 from __future__ import annotations
 
 import asyncio
+import http.client
 import re
 import urllib.request
 from collections import Counter
@@ -70,7 +71,7 @@ class MoveCount:
     async def _look(self, name: str) -> None:
         try:
             self.take(name, await asyncio.to_thread(self._read, self._ports[name]))
-        except OSError:  # it is dead, stopped, or not up yet
+        except (OSError, http.client.HTTPException):  # it is dead, stopped, not up yet, or died while it answered
             return
 
     def _read(self, port: int) -> str:

@@ -27,29 +27,37 @@ DOCUMENT_TOKENS = (700, 1_200)
 
 
 async def prompts_for(cell: ChaosCell, seed: int, documents: int = 0) -> list[Prompt]:
-    """`documents`: so many are there; 0 = no prompt shares its beginning with another."""
+    """`documents`: every second prompt but the longest begins with one of so many, each with about as many as another;
+    0 = no prompt shares its beginning with another."""
     chance = random.Random(seed)
-    vocabulary, longest = (32_000 if cell.engine == "modelled" else 2_000), LONGEST_TOKENS[cell.engine]
-    beginnings = [_ids(chance, vocabulary, *DOCUMENT_TOKENS) for _ in range(documents)]
+    longest = LONGEST_TOKENS[cell.engine]
     if cell.engine == "modelled":
         counts = [chance.choice([1, 2, chance.randrange(3, 60), chance.randrange(60, 200)]) for _ in range(62)]
-        made = []
-        for number, count in enumerate([*counts, LONG_TOKENS, longest]):
-            ids = _beginning(chance, beginnings, count < longest) + _ids(chance, vocabulary, 1, 300)
-            made.append(Prompt(ids, number, tuple(reference_tokens(ids, number, count, vocabulary))))
-        return made
-    counts = [*(chance.randrange(1, 60) for _ in range(14)), LONG_TOKENS, 4 * LONG_TOKENS, longest]
+        texts = _texts(chance, len(counts) + 1, documents, vocabulary=32_000, longest=300)
+        lengths = [*counts, LONG_TOKENS]
+        return [_modelled(ids, n, count) for n, (ids, count) in enumerate(zip(texts, [*lengths, longest], strict=True))]
+    counts = [chance.randrange(1, 60) for _ in range(4 * documents or 14)]
+    lengths = [*counts, LONG_TOKENS, 4 * LONG_TOKENS, longest]
+    texts = _texts(chance, len(lengths) - 1, documents, vocabulary=2_000, longest=60)
     async with AsyncClient(cell.router_addresses()) as client:
         made = []
-        for number, count in enumerate(counts):
-            ids = _beginning(chance, beginnings, count < longest) + _ids(chance, vocabulary, 1, 60)
+        for number, (ids, count) in enumerate(zip(texts, lengths, strict=True)):
             made += [await reference_of(client, ids, number, count, temperature) for temperature in TEMPERATURES]
         return made
 
 
-def _ids(chance: random.Random, vocabulary: int, least: int, most: int) -> tuple[int, ...]:
-    return tuple(chance.randrange(vocabulary) for _ in range(chance.randrange(least, most)))
+def _texts(chance: random.Random, count: int, documents: int, vocabulary: int, longest: int) -> list[tuple[int, ...]]:
+    """So many prompts, and one more that has no document before it."""
+
+    def some(least: int, most: int) -> tuple[int, ...]:
+        return tuple(chance.randrange(vocabulary) for _ in range(chance.randrange(least, most)))
+
+    beginnings = [some(*DOCUMENT_TOKENS) for _ in range(documents)]
+    return [
+        (beginnings[number // 2 % documents] if documents and number % 2 and number < count else ()) + some(1, longest)
+        for number in range(count + 1)
+    ]
 
 
-def _beginning(chance: random.Random, documents: list[tuple[int, ...]], wanted: bool) -> tuple[int, ...]:
-    return chance.choice(documents) if documents and wanted and chance.random() < 0.5 else ()
+def _modelled(ids: tuple[int, ...], number: int, count: int) -> Prompt:
+    return Prompt(ids, number, tuple(reference_tokens(ids, number, count, 32_000)))

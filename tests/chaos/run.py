@@ -26,14 +26,14 @@ from faults import FAULTS, endless, schedule  # noqa: E402
 from move_count import MoveCount  # noqa: E402
 from move_faults import MOVE_FAULTS  # noqa: E402
 from orders import Orders  # noqa: E402
-from prompts import COMPARED_WITH, prompts_for  # noqa: E402
+from prompts import COMPARED_WITH, DOCUMENT_TOKENS, prompts_for  # noqa: E402
 from reach import unreached  # noqa: E402
 from remains import remains_of, wait_for_workers  # noqa: E402
 from summary import sum_of, summary_of, verdict_of  # noqa: E402
 
 FAULT_LIMIT_S = 120.0
 BLOCKS, DOCUMENT_BLOCKS = 2_048, 640
-"""Of a pool; with documents so few that no worker keeps all of them."""
+"""Of a pool; with a dozen documents or more so few that no worker keeps all of them."""
 TRIES = 2
 """A fault that has not fired is made once more: the cell may just have had nothing to break."""
 
@@ -77,7 +77,8 @@ async def run(arguments: argparse.Namespace) -> dict[str, Any]:
     finally:
         await cell.stop()
     (arguments.out / "silences.json").write_text(json.dumps([round(s, 3) for s in tally.silences.longest_s]))
-    about = about_of(arguments, began) | {"seed": arguments.seed}
+    about = about_of(arguments, began) | {"seed": arguments.seed, "prompts": len(prompts)}
+    about["prompts_with_documents"] = sum(len(prompt.token_ids) >= DOCUMENT_TOKENS[0] for prompt in prompts)
     by_kind = {
         "faults": fired, "not_fired": not_fired, "moves": moves.done, "moves_failed": moves.failed,
         "pulls": moves.pulls, "kills": cell.kills,
@@ -167,7 +168,7 @@ def main() -> None:
         "--moves", type=int, default=0, help="until so many are done, by --kinds in random order, again and again"
     )
     parser.add_argument(
-        "--documents", type=int, default=0, help="that half of the prompts begin with, so that prefixes are pulled"
+        "--documents", type=int, default=0, help="that every second prompt begins with, so that prefixes are pulled"
     )
     parser.add_argument(
         "--transports", nargs="*", choices=["nixl", "grpc"], help="of caches; else as the engine has it"

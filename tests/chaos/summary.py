@@ -20,6 +20,8 @@ DAMAGE = (
 COUNTS = ("flips", "requests", "finished", "cancelled", "tokens_compared", "slow_requests", *DAMAGE)
 FAULT_KEYS = ("faults", "not_fired")
 BY_KIND = (*FAULT_KEYS, "moves", "moves_failed", "pulls", "kills")
+PULLS_WANTED = 10
+"""Where documents are shared: as few prove too little."""
 NOT_FIRED_SHARE = 0.05
 """A run that missed more of its faults than this proves too little."""
 
@@ -66,8 +68,8 @@ def verdict_of(summary: Mapping[str, Any]) -> list[str]:
     done, wanted = sum(summary["moves"].values()), summary.get("moves_wanted", 0)
     if done < wanted:
         wrong.append(f"{done} of {wanted} moves were done")
-    if summary.get("documents") and not summary["pulls"].get("read"):
-        wrong.append("no prefix was read from a peer")
+    if summary.get("documents") and (read := summary["pulls"].get("read", 0)) < PULLS_WANTED:
+        wrong.append(f"{read} prefixes were read from peers, not {PULLS_WANTED}")
     if missed > NOT_FIRED_SHARE * (fired + missed):
         wrong.append(f"{missed} of {fired + missed} faults did not fire")
     return wrong

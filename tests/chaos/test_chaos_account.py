@@ -15,6 +15,7 @@ import run
 from chaos import Chaos
 from faults import FAULTS, endless
 from move_count import MoveCount
+from prompts import prompts_for
 from reading import Prompt, Reading
 from remains import Remains
 from summary import DAMAGE, sum_of, summary_of, verdict_of
@@ -139,13 +140,25 @@ def test_prefixes_read_are_counted_over_the_lives_of_a_worker() -> None:
     assert dict(count.pulls) == {"read": 3 + 1, "timeout_reading": 1} and not count.done and not count.failed
 
 
+async def test_every_second_prompt_begins_with_a_document_and_each_document_begins_several() -> None:
+    class Cell:
+        engine = "modelled"
+
+    prompts = await prompts_for(cast("Any", Cell()), seed=3, documents=8)
+    sharing = [prompt.token_ids[:700] for prompt in prompts if len(prompt.token_ids) >= 700]
+    assert len(prompts) == 64 and len(sharing) == 31
+    assert sorted(sharing.count(beginning) for beginning in set(sharing)) == [3] + [4] * 7
+    assert all(len(prompt.token_ids) < 700 for prompt in prompts if len(prompt.reference) == 1_000)
+    assert not [p for p in await prompts_for(cast("Any", Cell()), seed=3) if len(p.token_ids) >= 700]
+
+
 def test_a_run_with_documents_fails_where_nothing_was_read() -> None:
     def summary(read: int) -> dict[str, Any]:
         pulls = {"read": read, "no_more_there": 7}
         return summary_of(Tally(), {**ONE, "pulls": pulls}, Remains(), documents=4)
 
-    assert verdict_of(summary(1)) == []
-    assert verdict_of(summary(0)) == ["no prefix was read from a peer"]
+    assert verdict_of(summary(10)) == []
+    assert verdict_of(summary(9)) == ["9 prefixes were read from peers, not 10"]
 
 
 def test_kinds_come_again_and_again_each_as_often() -> None:
