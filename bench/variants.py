@@ -94,6 +94,8 @@ DISTURBANCES = [
     Variant("one worker 2x slower, pace not measured", OURS + ":pace_rate=0", {"slow_worker": 2.0}),
     Variant("one worker 2x slower, round robin in front", "round_robin+" + OURS, {"slow_worker": 2.0}),
     Variant("one worker 2x slower, QoServe", QOSERVE, {"slow_worker": 2.0}),
+    Variant("one worker 3x slower", changes={"slow_worker": 3.0}),
+    Variant("one worker 3x slower, lost promises count", OURS + ":reachable=false", {"slow_worker": 3.0}),
     *(
         Variant(f"promises x{scale:g}, {label}", policy, scale=scale)
         for scale in (0.5, 2.0, 3.0)

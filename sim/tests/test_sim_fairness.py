@@ -18,7 +18,7 @@ from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.worth import Worth, WorthRules
 
 CHAT, SUMMARISE = promise("chat", 500, 50), promise("summarise", 15_000, 150)
-PROMPTS = {"chat": (1_500, 100), "summarise": (3_000, 200)}
+PROMPTS = {"chat": (1_500, 100), "summarise": (3_000, 200), "instant": (500, 400)}
 """Mean prompt and output tokens."""
 SECONDS, SCORED_S = 240.0, (100.0, 220.0)
 """A request of the loose tier may be served 15 s after it came: shares settle slowly, and the last ones meet nobody."""
@@ -97,3 +97,12 @@ def test_a_feasible_guarantee_is_met(share: float) -> None:
     assert attained(rates, promises)["summarise", ""] < share - 0.1
     kept = attained(rates, promises, WorthRules({"summarise": share}))
     assert kept["summarise", ""] == pytest.approx(share, abs=0.03)
+
+
+def test_a_tier_whose_promise_no_step_can_keep_takes_nothing_from_others() -> None:
+    """2 ms a token, where a step takes 6 with nothing but decodes in it: once it was late, nothing was prefilled."""
+    promises = {"chat": CHAT, "instant": promise("instant", 500, 2)}
+    alone = attained({("chat", ""): 6.0}, promises)
+    beside = attained({("chat", ""): 6.0, ("instant", ""): 0.5}, promises)
+    assert beside["chat", ""] >= alone["chat", ""] - 0.02
+    assert beside["instant", ""] == 0.0

@@ -61,6 +61,12 @@ def test_prompts_wait_for_those_before_them() -> None:
     assert chunks(policy(floor=0.0).choose(0.0, decoding(9_500.0), queue_of(first, second), Pool())) == []
 
 
+def test_a_broken_promise_that_no_step_could_keep_holds_nobody_back() -> None:
+    lost = Decodes(np.array([-1e6]), np.array([1e9]), np.array([900.0]), 0.0, np.zeros(1))
+    queue = queue_of(Prompt(0, 4_500, ttft_us=1e6))
+    assert chunks(policy().choose(0.0, lost, queue, Pool())) == [(0, 999)]
+
+
 def test_a_late_decode_does_not_freeze_prefill() -> None:
     """It makes a token every .7 of its TPOT, as if it had never been late: 10 prompts of 46 ms, 21 ms a token."""
     gate, late = policy(max_tokens=5_000), decoding(-1e9)

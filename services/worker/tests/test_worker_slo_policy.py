@@ -60,6 +60,25 @@ def test_a_late_decode_does_not_freeze_prefill() -> None:
     assert choice.chunks
 
 
+def test_a_broken_promise_that_no_step_could_keep_holds_nobody_back() -> None:
+    """Steps take 1.01 ms with nothing but the decode in them: .9 a token is lost, 1.1 is not."""
+    queue = queue_of(Prompt(0, 50_000, ttft_us=1e6))
+    late = decoding(-50_000.0, tpot_us=900.0)
+    assert not policy(SloRules(slack_share=1.0, margin_us=0.0, reachable=False)).choose(0.0, late, queue, Pool()).chunks
+    choice = policy().choose(0.0, late, queue, Pool())
+    assert choice.budget_us == 150_000.0 and numbers(choice) == [0]
+    assert not policy().choose(0.0, decoding(-50_000.0, tpot_us=1_100.0), queue, Pool()).chunks
+    # Not broken yet: its slack counts. And of its pauses the longest is promised.
+    assert policy().choose(0.0, decoding(800.0, tpot_us=900.0), queue, Pool()).budget_us == 800.0
+    assert policy().choose(0.0, decoding(-1.0, tpot_us=900.0, pause_us=9_000.0), queue, Pool()).budget_us == 9_000.0
+
+
+def test_beside_a_lost_decode_the_others_set_the_step() -> None:
+    queue = queue_of(Prompt(0, 50_000, ttft_us=1e6))
+    both = Decodes(np.array([-1.0, 25_000.0]), np.full(2, 1e9), np.array([900.0, 30_000.0]), 0.0, np.zeros(2))
+    assert policy().choose(0.0, both, queue, Pool()).budget_us == 25_000.0
+
+
 def test_a_step_ends_before_the_first_tokens_that_it_makes_are_due() -> None:
     # 30 ms of prefill due in 50, and a long prompt that would fill the step up to 150 ms: 1 + 30 + 19.
     queue = queue_of(Prompt(0, 3_000, ttft_us=50_000.0), Prompt(1, 20_000, ttft_us=1e6))

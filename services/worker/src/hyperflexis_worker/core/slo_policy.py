@@ -51,6 +51,9 @@ class SloRules:
     give_up: bool = True
     first_in_time: bool = True
     """A step ends before the first tokens that it makes are due."""
+    reachable: bool = True
+    """A decode that is late already, of a TPOT shorter than a step of nothing but decodes, holds no prefill back: what
+    was promised there nobody can keep. Of its pauses the longest still counts."""
     budget: bool = True
     """Chunks set by the decodes' slack; else `max_tokens` alone bounds a step."""
 
@@ -129,17 +132,30 @@ class SloPolicy:
         rules = self.rules
         if not decodes.count:
             return rules.longest_us
-        tightest_us = float(decodes.tpot_us.min())
-        pause_us = (float(decodes.pause_end_us.min()) - now_us) * rules.slack_share - self._margin_us(decodes)
-        within_us = min(self._slack_us(now_us, decodes), pause_us, rules.longest_us)
+        due_us, tightest_us = self._tightest(now_us, decodes)
+        pause_us = self._trusted_us(float(decodes.pause_end_us.min()) - now_us, decodes)
+        within_us = min(self._trusted_us(due_us - now_us, decodes), pause_us, rules.longest_us)
+        if tightest_us == math.inf:
+            return within_us
         usual_us = rules.longest_share * tightest_us
         if within_us > usual_us and not self._hurried(now_us, usual_us, decodes, queue, key):
             within_us = usual_us
         return max(within_us, rules.floor_share * tightest_us)
 
-    def _slack_us(self, now_us: float, decodes: Decodes) -> float:
-        """What is trusted of the time until the first of them is late."""
-        return (float(decodes.due_us.min()) - now_us) * self.rules.slack_share - self._margin_us(decodes)
+    def _tightest(self, now_us: float, decodes: Decodes) -> tuple[float, float]:
+        """When the first of their next tokens is due, and the tightest TPOT; infinite where all of them are lost."""
+        due_us, tpot_us = decodes.due_us, decodes.tpot_us
+        alone_us = self._pace * self._fixed_us(decodes)
+        if self.rules.reachable and float(tpot_us.min()) <= alone_us:
+            kept = (tpot_us > alone_us) | (due_us > now_us)
+            if not kept.any():
+                return math.inf, math.inf
+            due_us, tpot_us = due_us[kept], tpot_us[kept]
+        return float(due_us.min()), float(tpot_us.min())
+
+    def _trusted_us(self, left_us: float, decodes: Decodes) -> float:
+        """Of the time until something must have happened."""
+        return left_us * self.rules.slack_share - self._margin_us(decodes)
 
     def _margin_us(self, decodes: Decodes) -> float:
         return min(self.rules.margin_us, 0.1 * float(decodes.tpot_us.min()))
