@@ -7,19 +7,10 @@ import contextlib
 import time
 
 import pytest
-from redis_server import RedisServer
 
 from hyperflexis_common.clock import SystemClock
 from hyperflexis_common.config import RedisSettings
 from hyperflexis_common.redis_access import RedisAccess, RedisAway
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import time
 
 import pytest
 import redis
-from redis_server import RedisServer
 
 from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.clock import SystemClock
@@ -18,14 +17,6 @@ from hyperflexis_scheduler.memory_store import BATCH, MemoryStore
 
 KEEP_US = 3_600_000_000
 RECORD = WorkerRecord(WorkerKey("w1", 2**63 + 1), "h:1", "m", b"\x00\xff", (1, 2**64 - 1))
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

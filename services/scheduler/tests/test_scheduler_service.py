@@ -10,7 +10,6 @@ import grpc.aio
 import pytest
 import redis
 from prometheus_client import generate_latest
-from redis_server import RedisServer
 from scheduler_rig import LEASE_MS, Cluster, Stream
 
 from hyperflexis.common.v1 import identity_pb2
@@ -18,14 +17,6 @@ from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import scheduler_service_pb2 as ss
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_scheduler import memory_keeper, service
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory):
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

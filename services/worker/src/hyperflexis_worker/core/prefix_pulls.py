@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from functools import partial
 
 from hyperflexis.scheduler.v1 import worker_session_pb2
@@ -18,7 +17,7 @@ from hyperflexis.worker.v1 import worker_service_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.prefix import HASH_BYTES, prefix_hashes
-from hyperflexis_worker.core.arrivals import LEASE_MARGIN_US
+from hyperflexis_worker.core.arrivals import LEASE_MARGIN_US, Step
 from hyperflexis_worker.core.effects import (
     AskPrefix,
     AskRelease,
@@ -36,13 +35,6 @@ LIMIT_US = 500_000
 """A request waits this long at most for its prefix ..."""
 TTFT_SHARE = 0.25
 """... and no longer than this part of the time that is left until its first token is due."""
-
-
-class Step(Enum):
-    ASKING = "asking"
-    LINKING = "linking"
-    READING = "reading"
-    RELEASING = "releasing"
 
 
 @dataclass(slots=True, eq=False)

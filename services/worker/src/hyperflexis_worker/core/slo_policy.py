@@ -145,9 +145,8 @@ class SloPolicy:
     def _tightest(self, now_us: float, decodes: Decodes) -> tuple[float, float]:
         """When the first of their next tokens is due, and the tightest TPOT; infinite where all of them are lost."""
         due_us, tpot_us = decodes.due_us, decodes.tpot_us
-        alone_us = self._pace * self._fixed_us(decodes)
-        if self.rules.reachable and float(tpot_us.min()) <= alone_us:
-            kept = (tpot_us > alone_us) | (due_us > now_us)
+        if self.rules.reachable and due_us.min() <= now_us:
+            kept = (tpot_us > self._pace * self._fixed_us(decodes)) | (due_us > now_us)
             if not kept.any():
                 return math.inf, math.inf
             due_us, tpot_us = due_us[kept], tpot_us[kept]

@@ -27,20 +27,6 @@ from hyperflexis_worker.kv.transport import Storage
 WEDGED_AFTER_US = 10_000_000
 """A transfer that is not over so long after its time never will be."""
 
-Command = (
-    kv.LinkPeer
-    | kv.Export
-    | kv.ExportPrefix
-    | kv.ReleaseLease
-    | kv.ReadBlocks
-    | kv.Reserve
-    | kv.ReservePrefix
-    | kv.KeepPrefix
-    | kv.Pull
-    | kv.Unreserve
-    | kv.FetchedBytes
-)
-
 
 @dataclass(slots=True)
 class _Pulling:
@@ -105,7 +91,7 @@ class Caches:
             return limit_s
         return min(max(min(ends) - self._clock.now_us(), 0) / 1e6, limit_s)
 
-    def take(self, command: Command) -> None:
+    def take(self, command: kv.CacheCommand) -> None:
         match command:
             case kv.Export():
                 self._tell(self._export(command))

@@ -172,24 +172,7 @@ class EngineFailed(msgspec.Struct, tag=True, frozen=True):
     message: str
 
 
-ToEngine = (
-    Add
-    | Drop
-    | Revoked
-    | Stop
-    | kv.LinkPeer
-    | kv.Export
-    | kv.ExportPrefix
-    | kv.ReleaseLease
-    | kv.ReadBlocks
-    | kv.Reserve
-    | kv.ReservePrefix
-    | kv.KeepPrefix
-    | kv.Pull
-    | kv.Unreserve
-    | Attach
-    | kv.FetchedBytes
-)
+ToEngine = Add | Drop | Revoked | Stop | Attach | kv.CacheCommand
 FromEngine = (
     EngineReady
     | Stepped

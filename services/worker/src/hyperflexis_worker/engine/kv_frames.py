@@ -201,3 +201,19 @@ class Wedged(msgspec.Struct, tag=True, frozen=True):
     """A transfer is not terminal long after its time: only a new process is safe. The shell drains and leaves."""
 
     message: str
+
+
+CacheCommand = (
+    LinkPeer
+    | Export
+    | ExportPrefix
+    | ReleaseLease
+    | ReadBlocks
+    | Reserve
+    | ReservePrefix
+    | KeepPrefix
+    | Pull
+    | Unreserve
+    | FetchedBytes
+)
+"""What a shell asks of its engine's caches."""
