@@ -75,10 +75,11 @@ class FakeScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
                 await asyncio.sleep(0.2)
             return
         self._context, self._seq, self.report_seqs = context, 0, []
-        self.sessions += 1
         fence = identity_pb2.Fence(epoch=1, leader_id="fake")
         registered = ws.Registered(fence=fence, report_interval_us=200_000)
         await context.write(ws.WorkerSessionResponse(epoch=1, registered=registered))
+        # Only now: who waits for a session writes next, and a stream takes one write at a time.
+        self.sessions += 1
         while (message := await context.read()) is not grpc.aio.EOF:
             if message.HasField("report"):
                 self.report = message.report
