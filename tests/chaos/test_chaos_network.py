@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -78,3 +79,32 @@ async def test_one_process_is_held_up_and_others_are_not() -> None:
         assert await _another_asks(port)
         proxy.release("to_client")
         assert await _asks(port)
+
+
+async def test_a_port_that_has_dialled_others_before_is_told_by_both_ends() -> None:
+    """Ports come again: the kernel still lists the connections that are over, which belong to nobody."""
+    async with _proxy() as proxy:
+        mine = _used_before(times=8)
+        mine.connect(("127.0.0.1", int(proxy.address.rpartition(":")[2])))
+        with mine:
+            assert Dialler(os.getpid())(mine.getsockname()[1], mine.getpeername()[1])
+
+
+def _used_before(times: int) -> socket.socket:
+    """A socket whose port has dialled, and closed first, so many others."""
+    port = 0
+    for _ in range(times):
+        with socket.create_server(("127.0.0.1", 0)) as server, _bound(port) as before:
+            port = before.getsockname()[1]
+            before.connect(server.getsockname())
+            accepted, _ = server.accept()
+            before.close()
+            accepted.close()
+    return _bound(port)
+
+
+def _bound(port: int) -> socket.socket:
+    one = socket.socket()
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    one.bind(("127.0.0.1", port))
+    return one

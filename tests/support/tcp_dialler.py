@@ -10,24 +10,28 @@ CONNECTIONS = (Path("/proc/net/tcp"), Path("/proc/net/tcp6"))
 
 
 class Dialler:
-    """One process, asked by the port that a connection comes from. Looks once for each port."""
+    """One process, asked by the ports at both ends of a connection. Looks once for each pair."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._known: dict[int, bool] = {}
+        self._known: dict[tuple[int, int], bool] = {}
 
-    def __call__(self, port: int) -> bool:
-        if port not in self._known:
-            self._known[port] = f"socket:[{_inode_of(port)}]" in _open_files(self._pid)
-        return self._known[port]
+    def __call__(self, dialled_from: int, dialled: int) -> bool:
+        ends = (dialled_from, dialled)
+        if ends not in self._known:
+            self._known[ends] = f"socket:[{_inode_of(ends)}]" in _open_files(self._pid)
+        return self._known[ends]
 
 
-def _inode_of(port: int) -> int:
-    """Of the socket that dialled from this port; 0, which no file has, where it is closed."""
+def _inode_of(ends: tuple[int, int]) -> int:
+    """Of the socket that dialled; 0, which no file has, where it is closed.
+
+    One port may have dialled several others, and the kernel still lists those that are over.
+    """
     for table in CONNECTIONS:
         for line in table.read_text().splitlines()[1:]:
             words = line.split()
-            if _port(words[1]) == port and _port(words[2]):
+            if (_port(words[1]), _port(words[2])) == ends:
                 return int(words[9])
     return 0
 

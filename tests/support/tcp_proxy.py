@@ -8,15 +8,15 @@ from collections.abc import Callable
 from typing import Literal
 
 Way = Literal["to_server", "to_client"]
-Whom = Callable[[int], bool]
-"""Picks connections by the port that they were dialled from."""
+Whom = Callable[[int, int], bool]
+"""Picks connections by the port that they were dialled from and the proxy's own."""
 
 
-def everybody(port: int) -> bool:
+def everybody(dialled_from: int, dialled: int) -> bool:
     return True
 
 
-def nobody(port: int) -> bool:
+def nobody(dialled_from: int, dialled: int) -> bool:
     return False
 
 
@@ -33,7 +33,7 @@ class TcpProxy:
         for gate in self._gates.values():
             gate.set()
         self._server: asyncio.Server | None = None
-        self._connections: dict[asyncio.Task[None], int] = {}
+        self._connections: dict[asyncio.Task[None], tuple[int, int]] = {}
         self._refused: Whom = nobody
         self._held: dict[Way, Whom] = {"to_server": everybody, "to_client": everybody}
         self.held: dict[Way, int] = {"to_server": 0, "to_client": 0}
@@ -62,7 +62,7 @@ class TcpProxy:
 
     def reset(self, whom: Whom = everybody) -> None:
         """Breaks every connection of theirs: what was under way is lost."""
-        found = [connection for connection, port in self._connections.items() if whom(port)]
+        found = [connection for connection, ends in self._connections.items() if whom(*ends)]
         self.broken += len(found)
         for connection in found:
             connection.cancel()
@@ -78,17 +78,17 @@ class TcpProxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        port = writer.get_extra_info("peername")[1]
-        if self._refused(port):
+        ends = (writer.get_extra_info("peername")[1], writer.get_extra_info("sockname")[1])
+        if self._refused(*ends):
             writer.transport.abort()
             return
-        self._connections[task] = port
+        self._connections[task] = ends
         up: asyncio.StreamWriter | None = None
         try:
             server_reader, up = await asyncio.open_connection(self._host, self._port)
             async with asyncio.TaskGroup() as pumps:
-                pumps.create_task(self._pump(reader, up, "to_server", port))
-                pumps.create_task(self._pump(server_reader, writer, "to_client", port))
+                pumps.create_task(self._pump(reader, up, "to_server", ends))
+                pumps.create_task(self._pump(server_reader, writer, "to_client", ends))
         except* (OSError, asyncio.CancelledError):
             pass
         finally:
@@ -98,9 +98,11 @@ class TcpProxy:
                     with contextlib.suppress(Exception):
                         end.transport.abort()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way, port: int) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: Way, ends: tuple[int, int]
+    ) -> None:
         while data := await reader.read(1 << 16):
-            if not self._gates[way].is_set() and self._held[way](port):
+            if not self._gates[way].is_set() and self._held[way](*ends):
                 self.held[way] += 1
                 await self._gates[way].wait()
             writer.write(data)
