@@ -19,10 +19,11 @@ from fidelity_live import BLOCK_TOKENS, BLOCKS, MAX_SEQUENCES, MAX_TOKENS, TIERS
 from hyperflexis_cli.record import Record
 from hyperflexis_common.step_time import StepShape, StepTimeModel
 from hyperflexis_scheduler.core.dispatch_policy import POLICIES as DISPATCH
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import Workload
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.slo_policy import SloPolicy

@@ -76,6 +76,8 @@ ABLATIONS = [
     Variant("pace not measured", OURS + ":pace_rate=0"),
     Variant("told at the deadline, not after a tenth", OURS + ":patience=1"),
     Variant("round robin in front", "round_robin+" + OURS),
+    Variant("the whole queue counts as ahead", "whole_queue+" + OURS),
+    Variant("what decodes do to others does not count", "harmless+" + OURS),
     Variant("workers divided among the TPOTs", "tiers_apart+" + OURS),
     *(
         Variant(f"engines fill steps of {tokens:,} themselves", f"{OURS}+admission{tokens}")
@@ -93,6 +95,7 @@ DISTURBANCES = [
     Variant("one worker 2x slower", changes={"slow_worker": 2.0}),
     Variant("one worker 2x slower, pace not measured", OURS + ":pace_rate=0", {"slow_worker": 2.0}),
     Variant("one worker 2x slower, round robin in front", "round_robin+" + OURS, {"slow_worker": 2.0}),
+    Variant("one worker 2x slower, whole queue ahead", "whole_queue+" + OURS, {"slow_worker": 2.0}),
     Variant("one worker 2x slower, QoServe", QOSERVE, {"slow_worker": 2.0}),
     Variant("one worker 3x slower", changes={"slow_worker": 3.0}),
     Variant("one worker 3x slower, lost promises count", OURS + ":reachable=false", {"slow_worker": 3.0}),

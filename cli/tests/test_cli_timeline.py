@@ -51,11 +51,25 @@ def told(of: RequestDetails) -> list[str]:
 
 
 def test_a_placement_is_held_against_its_prediction() -> None:
-    numbers = {"requests": 3, "queued_prefill_us": 120_000, "own_prefill_us": 45_000, "prefill_share": 0.55}
+    numbers = {
+        "requests": 3,
+        "queued_prefill_us": 120_000,
+        "ahead_prefill_us": 80_000,
+        "own_prefill_us": 45_000,
+        "prefill_share": 0.55,
+    }
     moments = timeline(
         details(
             decision(
-                "place", 1_000, "earliest_first_token", candidates=2, predicted_ttft_us=300_000, slack_us=1, **numbers
+                "place",
+                1_000,
+                "earliest_first_token",
+                candidates=2,
+                predicted_ttft_us=300_000,
+                slack_us=1,
+                harm=0.031,
+                turn_us=9,
+                **numbers,
             ),
             decision("begin", 200_000),
             decision("first_token", 419_000),
@@ -72,9 +86,10 @@ def test_a_placement_is_held_against_its_prediction() -> None:
         ),
         Moment(
             1_000,
-            "placed on w1 as attempt 1.1: its first token would come soonest there, of 2 workers; there: 3 requests, "
-            "120 ms of prefill queued, 45.0 ms of its own to come, 55.0 % of the time for prefill; first token "
-            "predicted after 300 ms if served after these — it came after 420 ms, 120 ms later",
+            "placed on w1 as attempt 1.1: its first token would come soon there, its decodes be little in the way, of "
+            "2 workers; there: 3 requests, 120 ms of prefill queued, 80.0 ms of it ahead, 45.0 ms of its own to come, "
+            "55.0 % of the time for prefill, all work takes 3.1 % longer by its decodes; first token predicted after "
+            "300 ms — it came after 420 ms, 120 ms later",
         ),
         Moment(200_000, "its first chunk has run on w1"),
         Moment(420_000, "first token to the client: 420 ms, promised 500 ms: 80.0 ms to spare"),

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core.dispatch_policy import EarliestFirstToken
 from hyperflexis_sim.bound import clairvoyant_bound, fluid_bound
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.policies import policy_of
 from hyperflexis_sim.request import SimRequest
+from hyperflexis_sim.worker_kind import WorkerKind
 
 ONLY_PREFILL = StepTimeModel(0.0, 10.0, 10.0, 0.0, 0.0, 0.0, host_us=0.0)
 """Ten microseconds a token, nothing else."""

@@ -6,9 +6,10 @@ import pytest
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.request import FINISHED, SimRequest
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, 0.0, host_us=0.0)

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.experiment import Experiment
 from hyperflexis_sim.policies import policy_of
 from hyperflexis_sim.request import SimRequest
 from hyperflexis_sim.tiers import FOUR_TASKS
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import draw_mix
 
 LENGTHS = {
@@ -131,3 +132,13 @@ def test_leaps_change_nothing(drawn, policy, kv_tokens, noise, workers):
         assert one.first_us == pytest.approx(other.first_us, abs=NANOSECONDS)
         assert one.last_us == pytest.approx(other.last_us, abs=NANOSECONDS)
         assert one.worst_gap_us == pytest.approx(other.worst_gap_us, abs=NANOSECONDS)
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_worker_half_as_fast_is_not_where_the_short_ones_heap_up(seed):
+    """Its queue took as long as the others', so it got whatever is served at once anyway, and all of their decodes."""
+    workload = draw_mix(LENGTHS, FOUR_TASKS, 30.0, 20.0, seed)
+    blind = Experiment("mix", workload, FOUR_TASKS, "a100/llama-3.1-8b/tp1", 4, "round_robin+hyperflexis", seed=seed)
+    ours = replace(blind, policy="hyperflexis")
+    with_blind, with_ours = (replace(each, slow_worker=2.0).run()[-1]["attainment"] for each in (blind, ours))
+    assert with_ours >= max(with_blind, 0.99)

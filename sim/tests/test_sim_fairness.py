@@ -10,9 +10,10 @@ import pytest
 
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_scheduler.core.dispatch_policy import EarliestFirstToken
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.request import SimRequest
 from hyperflexis_sim.tiers import Promise, promise
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import Workload
 from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.core.worth import Worth, WorthRules

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_scheduler.core import loads as columns
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.experiment import Experiment
 from hyperflexis_sim.policies import policy_of
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
 from hyperflexis_sim.tiers import FOUR_TASKS
 from hyperflexis_sim.wires import WireRules
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import draw_mix
 
 PROFILE = "h200/llama-3.1-8b/tp1"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.policies import POLICIES, policy_of
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_worker.core.slo_policy import SloPolicy
 
 TIERS = {"chat": (5e5, 5e4, 1_500, 150), "code": (5e5, 3e4, 130, 50), "summarise": (15e6, 15e4, 2_500, 200)}
@@ -19,6 +20,8 @@ NAMES = {
     "hyperflexis",
     "round_robin+hyperflexis",
     "tiers_apart+hyperflexis",
+    "whole_queue+hyperflexis",
+    "harmless+hyperflexis",
     "hyperflexis+admission512",
     "hyperflexis+admission1024",
     "hyperflexis+admission2048",

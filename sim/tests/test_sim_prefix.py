@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_sim.cluster import Cluster, WorkerKind
+from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.engine_room import EngineRoom
 from hyperflexis_sim.policies import policy_of
 from hyperflexis_sim.prefix_cache import BLOCK_TOKENS, PrefixCache
@@ -17,6 +17,7 @@ from hyperflexis_sim.prefix_rules import PrefixRules
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
 from hyperflexis_sim.tiers import FOUR_TASKS, LONG_CONTEXT
 from hyperflexis_sim.wires import WireRules
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import from_trace
 
 PROFILE = "h200/llama-3.1-8b/tp1"

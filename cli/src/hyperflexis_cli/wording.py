@@ -11,7 +11,7 @@ from hyperflexis_cli.figures import count, microseconds, named, share
 from hyperflexis_client import Decision
 
 PLACED_BY = {
-    "earliest_first_token": "its first token would come soonest there",
+    "earliest_first_token": "its first token would come soon there, its decodes be little in the way",
     "round_robin": "it was that worker's turn",
     "least_requests": "it had the fewest requests",
     "least_queued_tokens": "it had the fewest prompt tokens queued",
@@ -20,8 +20,8 @@ PLACED_BY = {
     "best_effort": "behind all that still have a promise",
 }
 PLACE_NUMBERS = {
-    "candidates", "requests", "queued_prefill_us", "own_prefill_us", "prefill_share", "predicted_ttft_us",
-    "committed_tokens", "slack_us", "cached_tokens", "pulled_tokens", "read_us",
+    "candidates", "requests", "queued_prefill_us", "ahead_prefill_us", "own_prefill_us", "turn_us", "prefill_share",
+    "predicted_ttft_us", "harm", "committed_tokens", "slack_us", "cached_tokens", "pulled_tokens", "read_us",
 }  # fmt: skip
 """Those that have words; the slack is what the promise leaves, which is said elsewhere."""
 GIVEN_UP = {
@@ -99,7 +99,8 @@ def _place(decision: Decision) -> str:
     if "requests" in numbers:
         found.append(_counted(numbers["requests"], "request"))
     if "queued_prefill_us" in numbers:
-        found.append(f"{microseconds(numbers['queued_prefill_us'])} of prefill queued")
+        ahead = f", {microseconds(numbers['ahead_prefill_us'])} of it ahead" if "ahead_prefill_us" in numbers else ""
+        found.append(f"{microseconds(numbers['queued_prefill_us'])} of prefill queued{ahead}")
     if "own_prefill_us" in numbers:
         found.append(f"{microseconds(numbers['own_prefill_us'])} of its own to come")
     if numbers.get("cached_tokens"):
@@ -109,14 +110,14 @@ def _place(decision: Decision) -> str:
         found.append(f"{_counted(numbers['pulled_tokens'], 'token')} of it to be read from another worker in {took}")
     if "prefill_share" in numbers:
         found.append(f"{share(numbers['prefill_share'])} of the time for prefill")
+    if numbers.get("harm"):
+        found.append(f"all work takes {share(numbers['harm'])} longer by its decodes")
     found += [named(name, value) for name, value in sorted(numbers.items()) if name not in PLACE_NUMBERS]
     said += f"; there: {', '.join(found)}" if found else ""
     predicted_us = numbers.get("predicted_ttft_us")
     if not predicted_us:
         return said
-    # A worker may let a tight request go before them, and give some of them up.
-    behind = " if served after these" if numbers.get("queued_prefill_us") else ""
-    return f"{said}; {'next' if committed else 'first'} token predicted after {microseconds(predicted_us)}{behind}"
+    return f"{said}; {'next' if committed else 'first'} token predicted after {microseconds(predicted_us)}"
 
 
 def _gave_up(decision: Decision) -> str:

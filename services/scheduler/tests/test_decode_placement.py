@@ -145,7 +145,7 @@ def test_nothing_is_chosen_that_lacks_room_or_budget(workers, tpot_us, context, 
     need = loads.get(placed.slot, columns.KV_USED) + asked.context_tokens + asked.growth_tokens
     assert need <= rules.kv_share * kv_tokens
     tightest_us = min(loads.get(placed.slot, columns.TIGHTEST), tpot_us)
-    assert StepShare(loads, here).step_us(1, context)[0] <= rules.tpot_share * tightest_us
+    assert StepShare(loads.view(here)).step_us(1, context)[0] <= rules.tpot_share * tightest_us
     assert placed.numbers["read_us"] <= rules.read_us
 
 

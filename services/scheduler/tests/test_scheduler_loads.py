@@ -12,9 +12,13 @@ from hypothesis import strategies as st
 
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.turns import ALL_US, TURNS_US
 from hyperflexis_scheduler.core import loads as columns
-from hyperflexis_scheduler.core.loads import WorkerLoads
+from hyperflexis_scheduler.core.loads import WorkerLoads, counts_before
 from hyperflexis_scheduler.core.request import Phase
+
+EDGES_US = (*TURNS_US, math.inf)
 
 
 class Twin:
@@ -32,7 +36,7 @@ class Twin:
             self.incarnation += 1
             self.model = (0.0, 0.0, 20.0, 0.0, 0.0, 0.0)
         self.applied = 0
-        self.charges: list[tuple[int, str, int, int]] = []
+        self.charges: list[tuple[int, str, int, int, float]] = []
         self.seen = 0
         self.peer = self.stage.worker(self.name, self.incarnation, snapshot=False)
         status = [
@@ -58,7 +62,11 @@ class Twin:
             if message.WhichOneof("message") == "run":
                 tokens = message.run.prompt_tokens + message.run.base_index
                 us = int(self.model[2] * tokens + self.model[3] * tokens * tokens / 2)
-                self.charges.append((message.seq, message.run.request_id, tokens, us))
+                state = self.stage.core.cell.book.get(message.run.request_id)
+                assert state is not None
+                attempt = Attempt.of(message.run.attempt)
+                [note] = [note for note in state.notes if note.kind == "place" and note.attempt == attempt]
+                self.charges.append((message.seq, state.request_id, tokens, us, note.numbers["turn_us"]))
         self.seen = len(self.peer.got)
 
     def report(self, behind: int, load: dict[str, Any] | None, model: tuple[float, ...] | None) -> None:
@@ -75,6 +83,15 @@ class Twin:
             c0_us, c1_us, c2_us, *others = model
             self.model = (c0_us + 7.0, c1_us, c2_us or 20.0, *others)
 
+    def queued_us(self, by_us: float) -> float:
+        """What has its turn by then; workers that do not say what of their queue has: all of it."""
+        load = self.load
+        told = [*load.queued_before_us, load.queued_prefill_us] if load.queued_prefill_us else []
+        all_us = load.queued_prefill_us or load.queued_prefill_tokens * self.model[2]
+        reported_us = told[EDGES_US.index(by_us)] if len(told) == len(EDGES_US) else all_us
+        charges = [charge for charge in self.charges if charge[0] > self.applied]
+        return reported_us + sum(charge[3] for charge in charges if charge[4] <= by_us)
+
     def row(self) -> list[float]:
         load = self.load
         charges = [charge for charge in self.charges if charge[0] > self.applied]
@@ -84,7 +101,6 @@ class Twin:
         return [
             max(load.waiting + load.running + len(charges), len(placed)),
             load.queued_prefill_tokens + sum(charge[2] for charge in charges),
-            (load.queued_prefill_us or load.queued_prefill_tokens * self.model[2]) + sum(c[3] for c in charges),
             load.prefill_share or 1.0,
             load.running,
             load.decode_context_tokens,
@@ -96,6 +112,7 @@ class Twin:
             1.0,
             0.0,
             0.0,
+            *(self.queued_us(edge_us) for edge_us in EDGES_US),
         ]
 
 
@@ -120,6 +137,7 @@ load_fields = st.fixed_dictionaries(
         "waiting": numbers,
         "queued_prefill_tokens": numbers,
         "queued_prefill_us": numbers,
+        "queued_before_us": st.just([]) | st.lists(numbers, min_size=6, max_size=7).map(sorted),
         "decode_context_tokens": numbers,
         "prefill_share": st.sampled_from([0.25, 0.5, 1.0]),
         "kv": st.builds(
@@ -183,6 +201,34 @@ class TestRows:
         loads.close(slots[1])
         assert loads.open() == slots[1] and loads.get(slots[1], columns.REQUESTS) == 0
         assert loads.of(columns.SHARE, np.array(slots)).tolist() == [1.0] * 5
+
+    @given(
+        st.lists(st.tuples(st.floats(0, 2 * ALL_US), st.integers(0, 1_000)), max_size=12),
+        st.floats(-1e6, 3 * ALL_US),
+    )
+    def test_what_has_its_turn_before_is_exact_at_the_edges_and_in_between_elsewhere(self, queue, turn_us):
+        loads = WorkerLoads(1)
+        slot = loads.open()
+        loads.queue(slot, sum(us * counts_before(turn) for turn, us in queue))
+        view = loads.view(np.array([slot]))
+
+        def before(by_us):
+            return float(view.queued_before_us(np.array([by_us]))[0])
+
+        def exact(by_us):
+            return sum(us for turn, us in queue if turn <= by_us)
+
+        assert [before(edge) for edge in TURNS_US] == pytest.approx([exact(edge) for edge in TURNS_US])
+        low = max((edge for edge in TURNS_US if edge <= turn_us), default=0.0)
+        high = next((edge for edge in TURNS_US if edge >= turn_us), math.inf)
+        assert exact(low) * (low > 0) - 1e-6 <= before(turn_us) <= exact(high) + 1e-6
+        assert before(ALL_US) == sum(us for _, us in queue)
+
+    def test_an_order_that_is_not_told_puts_everybody_before(self):
+        loads = WorkerLoads(1)
+        slot = loads.open()
+        loads.queue(slot, 700.0)
+        assert loads.view(np.array([slot])).queued_before_us(np.array([-5.0])).tolist() == [700.0]
 
     @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
     def test_a_model_that_cannot_be_changes_nothing(self, stage, wrong):

@@ -11,14 +11,15 @@ from pydantic import ValidationError
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
+from hyperflexis_common.turns import TURNS_US
 from hyperflexis_scheduler.config import SchedulerSettings
 from hyperflexis_scheduler.core.book import Book
 from hyperflexis_scheduler.core.dispatch_policy import (
     POLICIES,
     Ask,
     EarliestFirstToken,
+    Prospect,
     RoundRobin,
-    forecast,
     in_time,
     least_queued_tokens,
     least_requests,
@@ -42,20 +43,23 @@ class TestLedger:
             if is_charge:
                 seq += 1
                 charges[seq] = value
-                ledger.charge(seq, f"q{seq}", value, 3 * value)
+                ledger.charge(seq, f"q{seq}", value, 3 * value, TURNS_US[value % 7])
             else:
                 ledger.apply(min(value, seq))
                 charges = {at: tokens for at, tokens in charges.items() if at > ledger.applied_seq}
-            assert ledger.tokens == sum(charges.values()) and ledger.prefill_us == 3 * ledger.tokens
+            assert ledger.tokens == sum(charges.values())
+            assert ledger.before_us.tolist() == [
+                sum(3 * tokens for tokens in charges.values() if tokens % 7 <= edge) for edge in range(8)
+            ]
             assert len(ledger) == len(charges)
             assert all(ledger.in_flight(f"q{at}") == (at in charges) for at in range(1, seq + 1))
 
     def test_a_new_session_starts_counting_anew(self):
         ledger = Ledger()
-        ledger.charge(9, "q", 10, 200)
+        ledger.charge(9, "q", 10, 200, 0.0)
         ledger.restart()
-        assert (len(ledger), ledger.tokens, ledger.prefill_us) == (0, 0, 0)
-        ledger.charge(1, "q", 10, 200)
+        assert (len(ledger), ledger.tokens, ledger.before_us.any()) == (0, 0, False)
+        ledger.charge(1, "q", 10, 200, 0.0)
         assert ledger.in_flight("q")
 
 
@@ -135,7 +139,10 @@ def loads_of(*workers: dict[int, float]) -> tuple[WorkerLoads, Slots]:
     for columns in workers:
         slot = loads.open()
         for field, value in ({C2: 20.0} | columns).items():
-            loads.set(slot, field, value)
+            if field == QUEUED_US:
+                loads.queue(slot, value)
+            else:
+                loads.set(slot, field, value)
     return loads, np.arange(len(workers))
 
 
@@ -170,12 +177,15 @@ class TestPolicies:
         choice = EarliestFirstToken().choose(ask(500, age_us=3_000), loads, among)
         # (10 + 10) / 0.5 = 40 ms; 20 ms and 2 ms for two requests; 10 + 20 ms.
         assert choice.slot == 1 and choice.reason == "earliest_first_token"
-        assert forecast(ask(500, age_us=3_000), loads, choice.slot) == {
+        assert choice.foretold == Prospect(ask(500, age_us=3_000), loads.view(among)).of(1)
+        assert choice.foretold == {
             "queued_prefill_us": 10_000,
+            "ahead_prefill_us": 10_000,
             "own_prefill_us": 10_000,
             "prefill_share": 1,
             "requests": 2,
             "predicted_ttft_us": 23_000,
+            "turn_us": 1_000_000 - 3_000 + 10 * 10_000,
         }
 
     workers = st.lists(

@@ -9,8 +9,9 @@ import numpy as np
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
-from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, in_time
+from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, Prospect, in_time
 from hyperflexis_scheduler.core.loads import WorkerLoads
+from hyperflexis_sim.decode_book import DecodeBook
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.disaggregation import Disaggregation, Plan
 from hyperflexis_sim.engine import SimEngine
@@ -25,28 +26,13 @@ from hyperflexis_sim.prefix_rules import PrefixRules
 from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.wires import WireRules
+from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.step_policy import GivenUp, StepPolicy
 
 REBALANCE_US = 100_000.0
 """Between two rounds."""
 PolicyFactory = Callable[[StepTimeModel], StepPolicy]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerKind:
-    """A GPU with an engine on it."""
-
-    model: StepTimeModel
-    """What scheduler and policies believe."""
-    kv_tokens: int
-    slower: float = 1.0
-    """How much slower it is in truth."""
-    name: str = "gpu"
-    steps: Sequence[tuple[float, float]] = ()
-    """Measured, in order: the time by the model, and what it took over that; none = the cluster's `step_noise`."""
-    host_us: float = 0.0
-    """Between two steps, seen by neither model nor policy."""
 
 
 @dataclass
@@ -77,6 +63,7 @@ class Cluster:
     """(microseconds, worker): from then on nothing new goes there."""
 
     engines: list[SimEngine] = field(init=False)
+    book: DecodeBook = field(init=False)
     ledger: LoadLedger = field(init=False)
     lengths: OutputLengths = field(init=False)
     """Of what finished anywhere: what dispatchers expect of each tier."""
@@ -92,6 +79,7 @@ class Cluster:
         count = len(self.kinds)
         self.lengths = OutputLengths()
         self.ledger = LoadLedger([kind.model for kind in self.kinds], [kind.kv_tokens for kind in self.kinds])
+        self.book = DecodeBook(self.loads, self.lengths)
         self.engines = [self._engine(kind, index) for index, kind in enumerate(self.kinds)]
         self._among = np.arange(count)
         self._reported_us = [-1e18] * count
@@ -99,7 +87,7 @@ class Cluster:
         later = self.events.later
         if self.plan is not None:
             self.moves = Disaggregation(
-                self.plan, self.engines, self.loads, self.lengths, self.wires, self.delays, later, self._renew
+                self.plan, self.engines, self.loads, self.book, self.wires, self.delays, later, self._renew
             )
         pulls = PrefixPulls(self.engines, self.wires, later, self._renew) if self.prefixes.pull else None
         self._placement = PrefixPlacement(self.dispatch, self.loads, self.engines, self.prefixes, pulls)
@@ -119,6 +107,9 @@ class Cluster:
         )
         engine.on_given_up = self._given_up
         engine.on_finished = self._finished
+        engine.on_first_token = lambda request, now_us: self.events.at(
+            now_us + self.delays.report_us, self._first_token, request, index
+        )
         return engine
 
     @property
@@ -174,10 +165,15 @@ class Cluster:
     def _place(self, request: SimRequest, among: np.ndarray | None = None) -> None:
         request.dispatched += 1
         among = self._able(request) if among is None else among
-        slot, cached = self._placement.choose(request, self._ask(request), among, self.now_us)
-        request.worker = slot
+        ask = self._ask(request)
+        choice, cached = self._placement.choose(request, ask, among, self.now_us)
+        slot = request.worker = choice.slot
         tokens = max(request.prompt_tokens - cached, 1)
-        self.ledger.charge(slot, tokens, self.kinds[slot].model.prefill_us(tokens, cached))
+        foretold = choice.foretold
+        if foretold is None or cached:
+            left = ask._replace(prefill_tokens=tokens)
+            foretold = Prospect(left, self.loads.view(np.array([slot]))).of(0)
+        self.ledger.charge(slot, tokens, self.kinds[slot].model.prefill_us(tokens, cached), foretold["turn_us"])
         self.events.at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
 
     def _able(self, request: SimRequest) -> np.ndarray:
@@ -193,6 +189,7 @@ class Cluster:
             request.max_tokens,
             request.tier,
             self.lengths.mean(request.tier),
+            request.weight,
         )
 
     def _deliver(self, slot: int, request: SimRequest) -> None:
@@ -257,10 +254,14 @@ class Cluster:
                 request.moves += 1
                 self.events.at(self.now_us + 2 * self.delays.report_us, self._place, request)
 
+    def _first_token(self, request: SimRequest, slot: int) -> None:
+        self.book.begun(request, slot, self.now_us)
+        if self.moves is not None:
+            self.moves.place(request, slot, self.now_us)
+
     def _finished(self, request: SimRequest, now_us: float) -> None:
         self.lengths.learn(request.tier, request.made)
-        if self.moves is not None:
-            self.moves.ended(request, now_us)
+        self._ended_there(request, now_us)
         self._left(request.worker, now_us)
         first_us, last_us = self.delays.return_us(self.seed, request.number)
         request.first_us += first_us
@@ -269,9 +270,13 @@ class Cluster:
     def _given_up(self, given_up: GivenUp, now_us: float) -> None:
         request = given_up.request
         assert isinstance(request, SimRequest)
+        self._ended_there(request, now_us)
+        self.events.at(now_us + self.delays.report_us, self._returned, request)
+
+    def _ended_there(self, request: SimRequest, now_us: float) -> None:
         if self.moves is not None:
             self.moves.ended(request, now_us)
-        self.events.at(now_us + self.delays.report_us, self._returned, request)
+        self.events.at(now_us + self.delays.report_us, self.book.gone, request)
 
     def _returned(self, request: SimRequest) -> None:
         """Another worker, if one still can by its model; else what its tier says."""

@@ -20,7 +20,6 @@ from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.moves import Moves, MoveState
 from hyperflexis_sim.request import SimRequest
 from hyperflexis_sim.wires import At, WireRules, Wires
-from hyperflexis_worker.core.output_lengths import OutputLengths
 
 ROUND_US = 100_000.0
 """Between two rounds of migration and of roles."""
@@ -53,7 +52,7 @@ class Disaggregation:
         plan: Plan,
         engines: Sequence[SimEngine],
         loads: WorkerLoads,
-        lengths: OutputLengths,
+        book: DecodeBook,
         wires: WireRules,
         delays: Delays,
         at: At,
@@ -62,7 +61,7 @@ class Disaggregation:
         self.plan = plan
         self.engines = engines
         self.loads = loads
-        self.book = DecodeBook(loads, lengths)
+        self.book = book
         self.moves = Moves(engines, Wires(wires, at), at, renew)
         self.moves.on_over = self._over
         self.links = Links(wires.between_gbps, wires.setup_us)
@@ -83,7 +82,6 @@ class Disaggregation:
             if plan.roles:
                 loads.set(slot, columns.ROLE, plan.roles[slot % len(plan.roles)])
             engine.on_started = self._heard(self._started, slot)
-            engine.on_first_token = self._heard(self._first_token, slot)
             for other in range(len(engines)):
                 self.links.measured(slot, other, wires.rate(slot, other))
         self._show_roles()
@@ -112,10 +110,6 @@ class Disaggregation:
     def ended(self, request: SimRequest, now_us: float) -> None:
         """Finished, or given up."""
         self.moves.ended(request, now_us)
-        self._at(now_us + self._delays.report_us, self._gone, request)
-
-    def _gone(self, request: SimRequest, now_us: float) -> None:
-        self.book.gone(request)
 
     def _heard(self, told: Callable[[SimRequest, int, float], None], slot: int) -> Callable[[SimRequest, float], None]:
         def tell(request: SimRequest, now_us: float) -> None:
@@ -126,13 +120,10 @@ class Disaggregation:
     def _started(self, request: SimRequest, slot: int, now_us: float) -> None:
         own_us = float(self.loads.prefill_us(request.prompt_tokens, np.array([slot]))[0])
         if own_us <= AHEAD_US:
-            self._place(request, slot, now_us)
+            self.place(request, slot, now_us)
 
-    def _first_token(self, request: SimRequest, slot: int, now_us: float) -> None:
-        self.book.begun(request, slot, now_us)
-        self._place(request, slot, now_us)
-
-    def _place(self, request: SimRequest, slot: int, now_us: float) -> None:
+    def place(self, request: SimRequest, slot: int, now_us: float) -> None:
+        """To where it decodes, if its worker is to be rid of it and that is not on its way already."""
         leaves = slot in self.leaving and "drain" in self.plan.triggers
         if self.book.on_way(request) or not (leaves or self.loads.get(slot, columns.ROLE) == columns.PREFILL):
             return

@@ -22,6 +22,7 @@ from hyperflexis_sim.prefix_cache import PrefixCache
 from hyperflexis_sim.request import FINISHED, RUNNING, SimRequest
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import PrefillQueue
+from hyperflexis_worker.core.queue_load import queue_load
 from hyperflexis_worker.core.step_policy import GivenUp, StepChoice, StepPolicy
 
 MOST_MOVES = 3
@@ -173,15 +174,13 @@ class SimEngine:
             ended = self._run.ended(now_us)
             self._learn(self._run, ended)
             grown = ended * self.table.count
-        policy, model, queue = self.policy, self.policy.model, self.waiting
-        tokens = queue.to_compute
+        policy, queue = self.policy, self.waiting
         begun = int(np.count_nonzero(queue.computed))
         return EngineReport(
             applied=self.applied,
             waiting=len(queue) - begun,
             running=self.table.count + begun,
-            queued_tokens=int(tokens.sum()),
-            queued_us=float((tokens * (model.c2_us + model.c3_us * (tokens / 2 + queue.computed))).sum()),
+            queued=queue_load(policy, queue, now_us),
             prefill_share=getattr(policy, "prefill_share", 1.0),
             pace=getattr(policy, "pace", 1.0),
             context_tokens=self.table.context_tokens + grown,

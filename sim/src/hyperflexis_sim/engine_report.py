@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hyperflexis_worker.core.blocks import CacheEvents
+from hyperflexis_worker.core.queue_load import QueueLoad
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +16,7 @@ class EngineReport:
     """Requests it had been sent when this was true."""
     waiting: int
     running: int
-    queued_tokens: int
-    queued_us: float
+    queued: QueueLoad
     prefill_share: float
     context_tokens: float
     kv_used: float

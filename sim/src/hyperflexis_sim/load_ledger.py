@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
+from hyperflexis_scheduler.core.ledger import Ledger
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_sim.engine_report import EngineReport
+from hyperflexis_worker.core.queue_load import QueueLoad
 
 
 class LoadLedger:
     def __init__(self, models: Sequence[StepTimeModel], kv_tokens: Sequence[int]) -> None:
         """`models`: what is believed of each worker."""
         self.loads = WorkerLoads(max(len(models), 1))
-        self._charges: list[deque[tuple[int, float, float]]] = [deque() for _ in models]
+        self._charges = [Ledger() for _ in models]
         self._sent = [0] * len(models)
+        self._requests = [0] * len(models)
+        self._queued = [QueueLoad(0, 0, [])] * len(models)
         for index, (model, tokens) in enumerate(zip(models, kv_tokens, strict=True)):
             slot = self.loads.open()
             assert slot == index
@@ -28,25 +31,29 @@ class LoadLedger:
                 self.loads.set(slot, column, value)
             self.loads.set(slot, columns.KV_TOKENS, tokens)
 
-    def charge(self, slot: int, tokens: float, prefill_us: float) -> None:
-        """So much was sent there."""
+    def charge(self, slot: int, tokens: int, prefill_us: float, turn_us: float) -> None:
+        """So much was sent there, with its turn that long from now."""
         self._sent[slot] += 1
-        self._charges[slot].append((self._sent[slot], prefill_us, tokens))
-        self.loads.add(slot, columns.REQUESTS, 1)
-        self.loads.add(slot, columns.QUEUED_TOKENS, tokens)
-        self.loads.add(slot, columns.QUEUED_US, prefill_us)
+        self._charges[slot].charge(self._sent[slot], "", tokens, int(prefill_us), turn_us)
+        self._show(slot)
 
     def report(self, slot: int, report: EngineReport) -> None:
         """What the report does not know of yet stays charged."""
-        charges = self._charges[slot]
-        while charges and charges[0][0] <= report.applied:
-            charges.popleft()
+        self._charges[slot].apply(report.applied)
+        self._requests[slot] = report.waiting + report.running
+        self._queued[slot] = report.queued
+        self._show(slot)
         loads = self.loads
-        loads.set(slot, columns.REQUESTS, report.waiting + report.running + len(charges))
-        loads.set(slot, columns.QUEUED_TOKENS, report.queued_tokens + sum(charge[2] for charge in charges))
-        loads.set(slot, columns.QUEUED_US, report.queued_us + sum(charge[1] for charge in charges))
         loads.set(slot, columns.SHARE, report.prefill_share)
         loads.set(slot, columns.PACE, report.pace)
         loads.set(slot, columns.RUNNING, report.running)
         loads.set(slot, columns.CONTEXT, report.context_tokens)
         loads.set(slot, columns.KV_USED, report.kv_used)
+
+    def _show(self, slot: int) -> None:
+        """What was reported, and what was sent since."""
+        charges, queued = self._charges[slot], self._queued[slot]
+        self.loads.set(slot, columns.REQUESTS, self._requests[slot] + len(charges))
+        self.loads.set(slot, columns.QUEUED_TOKENS, queued.tokens + charges.tokens)
+        before_us = [*queued.before_us, queued.prefill_us] if queued.before_us else queued.prefill_us
+        self.loads.queue(slot, charges.before_us + before_us)

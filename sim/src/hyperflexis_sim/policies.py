@@ -25,6 +25,7 @@ from hyperflexis_sim.plans import plan_of
 from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
 from hyperflexis_sim.tier_partition import TierPartition
+from hyperflexis_sim.whole_queue import WholeQueue
 from hyperflexis_worker.core.admission_policy import AdmissionPolicy
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
@@ -102,6 +103,15 @@ POLICIES = {
     ),
     "tiers_apart+hyperflexis": Policy(
         lambda seed: TierPartition(), _hyperflexis(), True, "workers divided among the TPOTs, in front of our steps"
+    ),
+    "whole_queue+hyperflexis": Policy(
+        lambda seed: WholeQueue(), _hyperflexis(), True, "all that is queued counts as ahead, in front of our steps"
+    ),
+    "harmless+hyperflexis": Policy(
+        lambda seed: EarliestFirstToken(harm_us=0.0),
+        _hyperflexis(),
+        True,
+        "earliest first token, whatever the decodes, in front of our steps",
     ),
     "round_robin+hyperflexis": Policy(_round_robin, _hyperflexis(), True, "round robin in front of our steps"),
     **{

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy
+from hyperflexis_scheduler.core.dispatch_policy import Ask, Choice, DispatchPolicy
 from hyperflexis_scheduler.core.loads import Floats, Slots, WorkerLoads
 from hyperflexis_scheduler.core.prefix_index import PrefixIndex
 from hyperflexis_sim.engine import SimEngine
@@ -33,17 +33,17 @@ class PrefixPlacement:
         self._pulls = pulls
         self._index = PrefixIndex()
 
-    def choose(self, request: SimRequest, ask: Ask, among: Slots, now_us: float) -> tuple[int, int]:
+    def choose(self, request: SimRequest, ask: Ask, among: Slots, now_us: float) -> tuple[Choice, int]:
         """The worker, and how many tokens of the prompt it is thought to need not compute."""
         if not request.prefix:
-            return self._dispatch.choose(ask, self._loads, among).slot, 0
+            return self._dispatch.choose(ask, self._loads, among), 0
         held = self._held(request)
         request.somewhere_tokens = int(held.max())
         if self._pulls is not None:
             return self._pulls.choose(ask, self._loads, among, held, now_us)
         cached = self._cached(request, among) if self._rules.aware else None
-        slot = self._dispatch.choose(ask._replace(cached_tokens=cached), self._loads, among).slot
-        return slot, 0 if cached is None else int(cached[among == slot][0])
+        choice = self._dispatch.choose(ask._replace(cached_tokens=cached), self._loads, among)
+        return choice, 0 if cached is None else int(cached[among == choice.slot][0])
 
     def arrives(self, request: SimRequest, slot: int, now_us: float) -> None:
         """Before its worker has it in its queue."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hyperflexis_scheduler.core.dispatch_policy import Ask
-from hyperflexis_scheduler.core.loads import QUEUED_US, REQUESTS, SHARE, Floats, Slots, WorkerLoads
+from hyperflexis_scheduler.core.dispatch_policy import Ask, Choice, EarliestFirstToken
+from hyperflexis_scheduler.core.loads import Floats, Slots, WorkerLoads
 from hyperflexis_sim.engine import SimEngine
 from hyperflexis_sim.request import SimRequest
 from hyperflexis_sim.wires import At, WireRules
@@ -24,22 +24,25 @@ class PrefixPulls:
         self._wires = wires
         self._at = at
         self._renew = renew
+        self._earliest = EarliestFirstToken()
         self._out_us = np.zeros(len(engines))
         self._in_us = np.zeros(len(engines))
         self.read_us = 0.0
         """Time that links were busy, all together."""
 
-    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots, held: Floats, now_us: float) -> tuple[int, int]:
+    def choose(self, ask: Ask, loads: WorkerLoads, among: Slots, held: Floats, now_us: float) -> tuple[Choice, int]:
         """As EarliestFirstToken, each worker having what is quicker: its own part of the prompt, or the longest that
         any has, read while others are served. Returns what it will need not compute, too."""
         source, most = int(held.argmax()), float(held.max())
-        queued_us, share, own = loads.of(QUEUED_US, among), loads.of(SHARE, among), held[among]
-        alone_us = (queued_us + loads.prefill_us(ask.prefill_tokens, among, own)) / share
+        own = held[among]
+        alone_us = self._earliest.cost_us(ask._replace(cached_tokens=own), loads.view(among))
         read_us = np.array([self._ready_us(source, slot, most - held[slot], now_us)[1] for slot in among]) - now_us
-        with_us = np.maximum(queued_us / share, read_us) + loads.prefill_us(ask.prefill_tokens, among, most) / share
+        pulled = ask._replace(cached_tokens=np.full(len(among), most), read_us=read_us)
+        with_us = self._earliest.cost_us(pulled, loads.view(among))
         pulls = with_us < alone_us
-        at = int((np.where(pulls, with_us, alone_us) + 1_000.0 * loads.of(REQUESTS, among)).argmin())
-        return int(among[at]), int(most if pulls[at] else own[at])
+        at = int(np.where(pulls, with_us, alone_us).argmin())
+        choice = Choice(int(among[at]), "earliest_first_token", {"candidates": len(among)})
+        return choice, int(most if pulls[at] else own[at])
 
     def begin(self, request: SimRequest, slot: int, held: Floats, now_us: float) -> int:
         """Reads for it what a peer has more of, if it is there before this could have been computed here. Returns how

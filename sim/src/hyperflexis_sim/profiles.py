@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hyperflexis_common.step_time import load_profile
-from hyperflexis_sim.cluster import WorkerKind
+from hyperflexis_sim.worker_kind import WorkerKind
 
 GPU_GB = {"h200": 141.0, "h100": 80.0, "a100": 80.0, "l40s": 48.0}
 MODELS = {

@@ -88,6 +88,9 @@ class QoServePolicy:
     def learn_output(self, tier: str, tokens: int) -> None:
         """Learns nothing."""
 
+    def turns_us(self, queue: PrefillQueue) -> None:
+        """Serves in another order."""
+
     def slack_us(self, now_us: float, decodes: Decodes) -> float:
         """How long the step may take: until the first token of any decode is due."""
         if not decodes.count:

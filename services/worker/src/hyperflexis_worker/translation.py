@@ -112,6 +112,7 @@ def engine_event(stepped: frames.Stepped) -> EngineEvent:
         running=load.running,
         queued_prefill_tokens=load.queued_prefill_tokens,
         queued_prefill_us=load.queued_prefill_us,
+        queued_before_us=load.queued_before_us,
         prefill_share=load.prefill_share,
         pace=load.pace,
         decode_context_tokens=load.decode_context_tokens,

@@ -638,6 +638,7 @@ class WorkerLoad(_message.Message):
     QUEUED_PREFILL_US_FIELD_NUMBER: _builtins.int
     PREFILL_SHARE_FIELD_NUMBER: _builtins.int
     PACE_FIELD_NUMBER: _builtins.int
+    QUEUED_BEFORE_US_FIELD_NUMBER: _builtins.int
     waiting: _builtins.int
     """What the engine has and has not begun. A Run without its Start is not there: nothing steps for its sake."""
     running: _builtins.int
@@ -657,6 +658,13 @@ class WorkerLoad(_message.Message):
     """Actual over predicted step time, lately, until the step-time model is refitted; 0 = not known."""
     @_builtins.property
     def kv(self) -> _capability_pb2.KvPoolStats: ...
+    @_builtins.property
+    def queued_before_us(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """What of `queued_prefill_us` has its turn within 64 ms from now, and within 3, 9, 27, 81, 243 and 729 times that: who
+        asks how long a request would wait counts what is served before it. A turn is a prompt's deadline, later the more
+        work it asks for. Empty where the worker serves in another order: everything counts.
+        """
+
     def __init__(
         self,
         *,
@@ -671,10 +679,11 @@ class WorkerLoad(_message.Message):
         queued_prefill_us: _builtins.int = ...,
         prefill_share: _builtins.float = ...,
         pace: _builtins.float = ...,
+        queued_before_us: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["kv", b"kv"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "kv", b"kv", "pace", b"pace", "prefill_share", b"prefill_share", "queued_prefill_tokens", b"queued_prefill_tokens", "queued_prefill_us", b"queued_prefill_us", "retained_finished", b"retained_finished", "running", b"running", "stalled_us", b"stalled_us", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_context_tokens", b"decode_context_tokens", "kv", b"kv", "pace", b"pace", "prefill_share", b"prefill_share", "queued_before_us", b"queued_before_us", "queued_prefill_tokens", b"queued_prefill_tokens", "queued_prefill_us", b"queued_prefill_us", "retained_finished", b"retained_finished", "running", b"running", "stalled_us", b"stalled_us", "steps", b"steps", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

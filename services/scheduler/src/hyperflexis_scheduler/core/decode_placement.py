@@ -2,7 +2,7 @@
 
 Pure: no clock, no sessions. A target must be allowed to decode, have KV room for the context and what is still to come,
 a move to spare, and steps that stay within the tightest TPOT there and the request's own. Harm is how much longer work
-gets to take there (step_share.wait).
+gets to take there (StepShare.harm).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hyperflexis_scheduler.core.loads import (
     Slots,
     WorkerLoads,
 )
-from hyperflexis_scheduler.core.step_share import StepShare, wait
+from hyperflexis_scheduler.core.step_share import StepShare
 
 BYTES_PER_GB = 1e9
 Flags = npt.NDArray[np.bool_]
@@ -89,15 +89,14 @@ class DecodePlacement:
         links_free = (read_us <= rules.read_us) & (links.moving(targets) < rules.moves)
         links_free &= links.moves(source) < rules.moves
         tightest_us = np.minimum(loads.of(TIGHTEST, targets), decode.tpot_us)
-        share = StepShare(loads, targets)
+        share = StepShare(loads.view(targets))
         step_us = share.step_us(1, decode.context_tokens + decode.growth_tokens / 2)
         in_time = step_us <= rules.tpot_share * tightest_us
         able = fits & links_free & in_time
         numbers = {"candidates": float(len(targets)), "fit": float(fits.sum()), "in_time": float(in_time.sum())}
         if not able.any():
             return Placed(None, self._lacking(fits, in_time), numbers)
-        before = wait(share.held_us(), loads.of(TIGHTEST, targets))
-        harm = wait(share.held_us(1, decode.context_tokens), tightest_us) - before
+        harm = share.harm(decode.context_tokens, decode.tpot_us)
         at = int(np.where(able, harm, np.inf).argmin())
         numbers |= {
             "harm": float(harm[at]),

@@ -11,7 +11,28 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from hyperflexis_scheduler.core.loads import C0, QUEUED_TOKENS, QUEUED_US, REQUESTS, SHARE, Floats, Slots, WorkerLoads
+from hyperflexis_common.turns import WORK_ORDER
+from hyperflexis_scheduler.core.loads import (
+    C0,
+    PACE,
+    PREFILL,
+    QUEUED_TOKENS,
+    QUEUED_US,
+    REQUESTS,
+    ROLE,
+    SHARE,
+    Floats,
+    LoadView,
+    Slots,
+    WorkerLoads,
+)
+from hyperflexis_scheduler.core.step_share import StepShare
+
+REQUEST_US = 1_000.0
+"""What a request counts beyond its tokens: it tells idle workers apart."""
+HARM_US = 300_000.0
+"""What it counts that work on a worker takes as long again, for the decodes of a request. From 100 ms to a second it is
+the same (docs/scheduling.md)."""
 
 
 class Ask(NamedTuple):
@@ -26,6 +47,8 @@ class Ask(NamedTuple):
     tier: str = ""
     expected_tokens: float = 0.0
     """Output tokens that requests of this tier make on average; 0 = not known."""
+    weight: float = 1.0
+    """Worth of one attained request."""
     cached_tokens: Floats | None = None
     """[len(among)] Of those to prefill, what each candidate keeps already, or reads from a peer; None = nobody
     anything."""
@@ -37,7 +60,9 @@ class Choice(NamedTuple):
     slot: int
     reason: str
     numbers: Mapping[str, float]
-    """What this policy alone went by; `forecast` is told beside it whatever the policy."""
+    """What this policy alone went by; what was foretold is told beside it whatever the policy."""
+    foretold: Mapping[str, float] | None = None
+    """Prospect.of of that slot, where the policy looked at it anyway."""
 
 
 class DispatchPolicy(Protocol):
@@ -54,25 +79,55 @@ class SchedulerPolicy(DispatchPolicy, Protocol):
         ...
 
 
+class Prospect:
+    """What a request would find on each of some workers, if it were sent there; all [n], in microseconds."""
+
+    def __init__(self, ask: Ask, loads: LoadView) -> None:
+        cached = 0.0 if ask.cached_tokens is None else ask.cached_tokens
+        self._ask = ask
+        self._queued_us = loads.of(QUEUED_US)
+        self.requests = loads.of(REQUESTS)
+        self.share = loads.of(SHARE)
+        self.own_us = loads.prefill_us(ask.prefill_tokens, cached)
+        decodes_us = loads.decode_us(ask.expected_tokens, ask.prefill_tokens)
+        work_us = loads.of(PACE) * (self.own_us + decodes_us)
+        self.turn_us: Floats = ask.ttft_us - ask.age_us + WORK_ORDER * work_us / ask.weight
+        """From now (hyperflexis_common.turns)."""
+        self.ahead_us = loads.queued_before_us(self.turn_us)
+        """Of the prefill queued, what is served before it."""
+
+    @property
+    def until_us(self) -> Floats:
+        """Its first token, from now: what is ahead, or what it reads meanwhile, and its own prefill."""
+        waits_us = self.ahead_us / self.share
+        if self._ask.read_us is not None:
+            waits_us = np.maximum(waits_us, self._ask.read_us)
+        found: Floats = waits_us + self.own_us / self.share
+        return found
+
+    @property
+    def ttft_us(self) -> Floats:
+        return self._ask.age_us + self.until_us
+
+    def of(self, at: int) -> dict[str, float]:
+        """Those of one of the workers, for the decision."""
+        ahead_us, own_us, share = float(self.ahead_us[at]), float(self.own_us[at]), float(self.share[at])
+        return {
+            "requests": float(self.requests[at]),
+            "queued_prefill_us": float(self._queued_us[at]),
+            "ahead_prefill_us": ahead_us,
+            "own_prefill_us": own_us,
+            "prefill_share": share,
+            "predicted_ttft_us": self._ask.age_us + (ahead_us + own_us) / share,
+            "turn_us": float(self.turn_us[at]),
+        }
+
+
 def in_time(ask: Ask, loads: WorkerLoads, among: Slots) -> Slots:
-    """Those of the slots where the first token would not come too late: what is queued there, the request's own
-    prefill, and the step that makes the token."""
-    prefill_us = loads.of(QUEUED_US, among) + loads.prefill_us(ask.prefill_tokens, among)
-    needed_us = prefill_us / loads.of(SHARE, among) + loads.of(C0, among)
-    return among[ask.age_us + needed_us <= ask.ttft_us]
-
-
-def forecast(ask: Ask, loads: WorkerLoads, slot: int) -> dict[str, float]:
-    """What a request finds on a worker, and when its first token comes if it is served after what is queued there."""
-    queued_us, share = loads.get(slot, QUEUED_US), loads.get(slot, SHARE)
-    own_us = float(loads.prefill_us(ask.prefill_tokens, np.array([slot]))[0])
-    return {
-        "requests": loads.get(slot, REQUESTS),
-        "queued_prefill_us": queued_us,
-        "own_prefill_us": own_us,
-        "prefill_share": share,
-        "predicted_ttft_us": ask.age_us + (queued_us + own_us) / share,
-    }
+    """Those of the slots where the first token would not come too late: what is served before it there, the request's
+    own prefill, and the step that makes the token."""
+    view = loads.view(among)
+    return among[Prospect(ask, view).ttft_us + view.of(C0) <= ask.ttft_us]
 
 
 class RoundRobin:
@@ -121,23 +176,37 @@ def least_queued_tokens() -> Least:
 
 
 class EarliestFirstToken:
-    """The worker whose queue and the request's own prefill would be done first, by each one's own step-time model and
-    the share of its time that prefill gets there. Sent at once; who is served when is the worker's choice."""
+    """The worker where the first token would come first, by each one's own step-time model, the share of its time that
+    prefill gets there and what of its queue is served before; decodes that would lengthen everybody's wait count too.
+    Sent at once; who is served when is the worker's choice."""
+
+    def __init__(self, harm_us: float = HARM_US) -> None:
+        self._harm_us = harm_us
 
     def choose(self, ask: Ask, loads: WorkerLoads, among: Slots) -> Choice:
-        cached = 0.0 if ask.cached_tokens is None else ask.cached_tokens
-        own_us = loads.prefill_us(ask.prefill_tokens, among, cached)
-        queued_us = loads.of(QUEUED_US, among)
-        share = loads.of(SHARE, among)
-        requests = loads.of(REQUESTS, among)
-        waits_us = queued_us / share if ask.read_us is None else np.maximum(queued_us / share, ask.read_us)
-        # A request costs a millisecond beyond its tokens: it tells idle workers apart, and spreads the decodes.
-        until_us = waits_us + own_us / share + 1_000.0 * requests
-        slot = int(among[until_us.argmin()])
-        return Choice(slot, "earliest_first_token", {"candidates": len(among)})
+        view = loads.view(among)
+        prospect, harm = Prospect(ask, view), _harm(ask, view)
+        at = int(self._cost_us(prospect, harm).argmin())
+        numbers = {"candidates": float(len(among)), "harm": float(harm[at])}
+        return Choice(int(among[at]), "earliest_first_token", numbers, prospect.of(at))
+
+    def cost_us(self, ask: Ask, loads: LoadView) -> Floats:
+        """[n] The least is chosen."""
+        return self._cost_us(Prospect(ask, loads), _harm(ask, loads))
+
+    def _cost_us(self, prospect: Prospect, harm: Floats) -> Floats:
+        found: Floats = prospect.until_us + self._harm_us * harm + REQUEST_US * prospect.requests
+        return found
 
     def hold_key(self, deadline_us: int) -> int:
         return deadline_us
+
+
+def _harm(ask: Ask, loads: LoadView) -> Floats:
+    """[n] How much longer work gets to take by its decodes (StepShare.harm)."""
+    harm = StepShare(loads).harm(ask.prefill_tokens, ask.tpot_us)
+    harm[loads.of(ROLE) == PREFILL] = 0.0  # it decodes elsewhere
+    return harm
 
 
 POLICIES: dict[str, Callable[[], SchedulerPolicy]] = {

@@ -40,7 +40,7 @@ class Grants:
         if source is not None:
             run.prefix_source.CopyFrom(source)
         seq = cell.command(worker, run=run)
-        worker.charge(seq, state)
+        worker.charge(seq, state, now_us)
         cell.tally.tier(state.slo.tier).placed += 1
         cell.tally.placements[reason] += 1
         self.send_placed(state, now_us)

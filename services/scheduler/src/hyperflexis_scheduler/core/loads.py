@@ -5,15 +5,24 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from hyperflexis_common.turns import ALL_US, TURNS_US
+
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 Slots = npt.NDArray[np.intp]
 
-REQUESTS, QUEUED_TOKENS, QUEUED_US, SHARE, RUNNING, CONTEXT, KV_USED, KV_TOKENS = range(8)
-C0, C1, C2, C3, C4, C5 = range(8, 14)
-ROLE, TIGHTEST, PACE, ARRIVING, ARRIVING_TOKENS = range(14, 19)
+REQUESTS, QUEUED_TOKENS, SHARE, RUNNING, CONTEXT, KV_USED, KV_TOKENS = range(7)
+C0, C1, C2, C3, C4, C5 = range(7, 13)
+ROLE, TIGHTEST, PACE, ARRIVING, ARRIVING_TOKENS = range(13, 18)
 """ROLE: which one of below. TIGHTEST: TPOT of the tightest decode there or on its way there, microseconds. PACE: actual
 over predicted step time. ARRIVING: decodes on their way there, and their context in tokens: in no report yet."""
-FIELDS = 19
+QUEUED_BEFORE = 18
+"""Prefill that has its turn by the first of TURNS_US, then the others, and at last ..."""
+QUEUED_US = QUEUED_BEFORE + len(TURNS_US)
+"""... all that is queued."""
+FIELDS = QUEUED_US + 1
+_EDGES_US = np.array([*TURNS_US, ALL_US])
+_WIDTHS_US = np.diff(_EDGES_US)
 MIXED, PREFILL, DECODE = range(3)
 """What a worker may be sent; its engine runs the same steps whatever it is."""
 
@@ -65,8 +74,53 @@ class WorkerLoads:
         found: Floats = self._table[field].take(among)
         return found
 
+    def queue(self, slot: int, before_us: npt.ArrayLike) -> None:
+        """[1 + len(TURNS_US)] What is queued by each turn, and in all; a number = all of it comes before everybody."""
+        self._table[QUEUED_BEFORE : QUEUED_US + 1, slot] = before_us
+
     def prefill_us(self, tokens: float, among: Slots, cached: Floats | float = 0.0) -> Floats:
-        """[len(among)] Marginal time of a prefill of so many tokens on each, of which it has so many already."""
-        new = tokens - cached
-        found: Floats = new * (self.of(C2, among) + self.of(C3, among) * (cached + new / 2))
+        """[len(among)] As LoadView's."""
+        return self.view(among).prefill_us(tokens, cached)
+
+    def view(self, among: Slots) -> LoadView:
+        return LoadView(self._table.take(among, axis=1))
+
+
+class LoadView:
+    """The columns of some workers, as they were when this was made; all [n]."""
+
+    def __init__(self, table: Floats) -> None:
+        """[FIELDS, n]"""
+        self._table = table
+
+    def of(self, field: int) -> Floats:
+        found: Floats = self._table[field]
         return found
+
+    def queued_before_us(self, turn_us: Floats) -> Floats:
+        """What is queued on each and has its turn before `turn_us` [n] from now."""
+        at = _EDGES_US[1:-1].searchsorted(turn_us)
+        part = np.minimum(np.maximum((turn_us - _EDGES_US.take(at)) / _WIDTHS_US.take(at), 0.0), 1.0)
+        count = len(turn_us)
+        place = (QUEUED_BEFORE + at) * count + np.arange(count)
+        low_us = self._table.take(place)
+        found: Floats = low_us + part * (self._table.take(place + count) - low_us)
+        return found
+
+    def prefill_us(self, tokens: float, cached: Floats | float = 0.0) -> Floats:
+        """Marginal time of a prefill of so many tokens on each, of which it has so many already."""
+        new = tokens - cached
+        found: Floats = new * (self.of(C2) + self.of(C3) * (cached + new / 2))
+        return found
+
+    def decode_us(self, tokens: float, context: float) -> Floats:
+        """Marginal time of so many decode steps of one request on each, from that context on."""
+        found: Floats = tokens * (self.of(C2) + self.of(C5) + self.of(C4) * (context + tokens / 2))
+        return found
+
+
+def counts_before(turn_us: float) -> npt.NDArray[np.bool_]:
+    """[1 + len(TURNS_US)] In which numbers of a queue prefill counts whose turn comes so long from now."""
+    counts: npt.NDArray[np.bool_] = turn_us <= _EDGES_US
+    counts[-1] = True
+    return counts

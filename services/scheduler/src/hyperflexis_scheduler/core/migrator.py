@@ -22,8 +22,6 @@ from hyperflexis_scheduler.core.worker import WorkerState
 ROUND_US = 100_000
 LOOKED_AT = 64
 """Running requests of one worker that a round looks at."""
-GROWTH_TOKENS = 128.0
-"""Output still to come, of a tier of which none has finished."""
 
 
 class Migrator:
@@ -97,9 +95,8 @@ class Migrator:
         return found
 
     def _decode(self, state: RequestState) -> Decode:
-        tier = self._cell.tally.tier(state.slo.tier)
-        growth = tier.output_tokens / tier.finished if tier.finished else GROWTH_TOKENS
-        return Decode(float(state.prefill_tokens), min(growth, float(state.max_tokens)), float(state.tpot_us))
+        growth = min(self._cell.tally.output_tokens(state.slo.tier), float(state.max_tokens))
+        return Decode(float(state.prefill_tokens), growth, float(state.tpot_us))
 
     def _begin(
         self, state: RequestState, pool: Pool, slot: int, reason: str, numbers: Mapping[str, float], now_us: int

@@ -63,7 +63,7 @@ class Moves:
         run = self._grants.run(state, move.attempt, now_us)
         cell.tally.moves_begun[reason] += 1
         seq = cell.command(target, attach_kv=worker_session_pb2.AttachKv(run=run, ticket=ticket))
-        target.ledger.charge(seq, state.request_id, 0, 0)
+        target.ledger.charge(seq, state.request_id, 0, 0, 0.0)
 
     def update(
         self, state: RequestState, worker: WorkerState, update: worker_session_pb2.RequestUpdate, now_us: int

@@ -12,7 +12,7 @@ from hyperflexis_common.attempt import WorkerKey
 from hyperflexis_common.promise import too_late
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.decode_placement import at_once
-from hyperflexis_scheduler.core.dispatch_policy import Ask, forecast, in_time
+from hyperflexis_scheduler.core.dispatch_policy import Ask, Prospect, in_time
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
 from hyperflexis_scheduler.core.link_orders import LinkOrders
@@ -64,7 +64,7 @@ class Placement:
         if pool is None or not len(among):
             self._hold(state, now_us)
             return
-        ask = _ask(state, now_us)
+        ask = self._ask(state, now_us)
         prefixes = self._sources.look(state, pool, among, now_us)
         asked = ask
         if prefixes is not None:
@@ -75,8 +75,12 @@ class Placement:
             at = int(np.flatnonzero(among == choice.slot)[0])
             prefix = self._sources.settle(state, prefixes, at, worker, now_us)
         state.cached_tokens = prefix.cached + prefix.pulled
-        left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
-        numbers = {**choice.numbers, **forecast(left, cell.fleet.loads, choice.slot), **prefix.numbers}
+        foretold = choice.foretold
+        if foretold is None or prefixes is not None:
+            left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
+            foretold = Prospect(left, cell.fleet.loads.view(np.array([choice.slot]))).of(0)
+        state.turn_us = now_us + foretold["turn_us"]
+        numbers = {**choice.numbers, **foretold, **prefix.numbers}
         if state.committed:
             numbers["committed_tokens"] = state.committed
         self._grants.grant(state, worker, reason or choice.reason, numbers, now_us, prefix.source)
@@ -86,6 +90,18 @@ class Placement:
         loads, among = self._cell.fleet.loads, pool.able_decoders(state.context_tokens)
         prefill_us = loads.prefill_us(state.prefill_tokens, among)
         return _without(state.avoid, pool, at_once(prefill_us, state.tpot_us, loads, among))
+
+    def _ask(self, state: RequestState, now_us: int) -> Ask:
+        return Ask(
+            prefill_tokens=state.prefill_tokens,
+            age_us=now_us - state.arrived_us,
+            ttft_us=state.deadline_us - state.arrived_us,
+            tpot_us=state.tpot_us,
+            max_tokens=state.max_tokens,
+            tier=state.slo.tier,
+            expected_tokens=min(self._cell.tally.output_tokens(state.slo.tier), state.max_tokens),
+            weight=state.slo.weight or 1.0,
+        )
 
     def drain_hold(self, now_us: int) -> None:
         """Places held requests of the models that have a place now, a bounded number of them. Those that only a worker
@@ -143,7 +159,7 @@ class Placement:
         state.gave_up += 1
         if state.gave_up == 1 and pool is not None:
             others = _without(state.avoid, pool, _candidates(state, pool))
-            timely = in_time(_ask(state, now_us), self._cell.fleet.loads, others)
+            timely = in_time(self._ask(state, now_us), self._cell.fleet.loads, others)
             if len(timely):
                 self.place(state, now_us, reason="second_try", among=timely)
                 return
@@ -211,14 +227,3 @@ def _candidates(state: RequestState, pool: Pool | None) -> Slots:
 def _without(key: WorkerKey | None, pool: Pool, slots: Slots) -> Slots:
     worker = pool.workers.get(key) if key is not None else None
     return slots if worker is None else slots[slots != worker.slot]
-
-
-def _ask(state: RequestState, now_us: int) -> Ask:
-    return Ask(
-        prefill_tokens=state.prefill_tokens,
-        age_us=now_us - state.arrived_us,
-        ttft_us=state.deadline_us - state.arrived_us,
-        tpot_us=state.tpot_us,
-        max_tokens=state.max_tokens,
-        tier=state.slo.tier,
-    )

@@ -145,6 +145,6 @@ class PrefixSources:
     def _step_us(self, worker: WorkerState) -> float:
         """How long its engine's steps are now, about: decodes, and as much of what is queued as the tightest allows."""
         loads, slot = self._cell.fleet.loads, worker.slot
-        decodes_us = float(StepShare(loads, np.array([slot])).step_us()[0]) if loads.get(slot, RUNNING) else 0.0
+        decodes_us = float(StepShare(loads.view(np.array([slot]))).step_us()[0]) if loads.get(slot, RUNNING) else 0.0
         longest_us = min(loads.get(slot, TIGHTEST), LONGEST_US)
         return decodes_us + min(loads.get(slot, QUEUED_US), max(longest_us - decodes_us, 0.0))

@@ -114,6 +114,8 @@ class RequestState:
     moves: int = 0
     avoid: WorkerKey | None = None
     """The last worker that could not do it."""
+    turn_us: float = 0.0
+    """When it is to be prefilled where it was sent, as workers order their queues."""
     gave_up: int = 0
     best_effort: bool = False
     downgraded_from: tuple[str, ...] = ()

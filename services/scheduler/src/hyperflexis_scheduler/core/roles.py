@@ -135,7 +135,7 @@ class RoleController:
     def _held(loads: WorkerLoads, among: Slots, holds: np.ndarray, tightest_us: float) -> tuple[float, float]:
         """Held share and KV share of the workers that `hold`, with all decodes there, in equal parts."""
         workers = max(int(holds.sum()), 1)
-        share = StepShare(loads, among)
+        share = StepShare(loads.view(among))
         more = share.decodes.sum() / workers - share.decodes
         held_us = share.held_us(more, share.context.sum() / workers - share.context)
         held = float(held_us[holds].max(initial=0.0)) / tightest_us

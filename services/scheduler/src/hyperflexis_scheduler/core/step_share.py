@@ -21,9 +21,9 @@ from hyperflexis_scheduler.core.loads import (
     CONTEXT,
     PACE,
     RUNNING,
+    TIGHTEST,
     Floats,
-    Slots,
-    WorkerLoads,
+    LoadView,
 )
 
 LONGEST_US = 150_000.0
@@ -33,13 +33,14 @@ FULL = 0.98
 
 
 class StepShare:
-    """Of the workers `among`, as they are with what is on its way to them; all [len(among)]."""
+    """Of some workers, as they are with what is on its way to them; all [n]."""
 
-    def __init__(self, loads: WorkerLoads, among: Slots) -> None:
-        self.decodes = loads.of(RUNNING, among) + loads.of(ARRIVING, among)
-        self.context = loads.of(CONTEXT, among) + loads.of(ARRIVING_TOKENS, among)
-        self._pace = loads.of(PACE, among)
-        self._c0, self._c1, self._c2, self._c4, self._c5 = (loads.of(field, among) for field in (C0, C1, C2, C4, C5))
+    def __init__(self, loads: LoadView) -> None:
+        self.decodes = loads.of(RUNNING) + loads.of(ARRIVING)
+        self.context = loads.of(CONTEXT) + loads.of(ARRIVING_TOKENS)
+        self._tightest_us = loads.of(TIGHTEST)
+        self._pace = loads.of(PACE)
+        self._c0, self._c1, self._c2, self._c4, self._c5 = (loads.of(field) for field in (C0, C1, C2, C4, C5))
 
     def step_us(self, more: float = 0.0, tokens: float = 0.0) -> Floats:
         """A step of the decodes there and so many `more`, which have `tokens` of context together."""
@@ -51,9 +52,20 @@ class StepShare:
 
     def held_us(self, more: Floats | float = 0.0, tokens: Floats | float = 0.0) -> Floats:
         """What such a step costs beside its prefill, where prefill fills it: tokens below the plateau are paid for."""
-        base = np.maximum(self._c0 + PLATEAU_TOKENS * (self._c1 - self._c2), 0.0)
         each = (self._c2 + self._c5) * np.maximum(self.decodes + more, 0.0)
-        found: Floats = self._pace * (base + each + self._c4 * np.maximum(self.context + tokens, 0.0))
+        found: Floats = self._pace * (self._base + each + self._c4 * np.maximum(self.context + tokens, 0.0))
+        return found
+
+    def harm(self, tokens: float, tpot_us: float) -> Floats:
+        """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
+        held_us = self.held_us()
+        with_us = held_us + self._pace * (self._c2 + self._c5 + self._c4 * tokens)
+        found: Floats = wait(with_us, np.minimum(self._tightest_us, tpot_us)) - wait(held_us, self._tightest_us)
+        return found
+
+    @property
+    def _base(self) -> Floats:
+        found: Floats = np.maximum(self._c0 + PLATEAU_TOKENS * (self._c1 - self._c2), 0.0)
         return found
 
 

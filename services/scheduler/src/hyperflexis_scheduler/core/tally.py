@@ -8,6 +8,8 @@ from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2
 
 MAX_TIERS = 64
 OTHER = "other"
+PRIOR_TOKENS = 128.0
+"""Output tokens believed of a tier that nothing is known of yet."""
 
 
 class Tally:
@@ -27,6 +29,11 @@ class Tally:
         if name not in self._tiers and len(self._tiers) >= MAX_TIERS:
             name = OTHER
         return self._tiers.setdefault(name, scheduler_service_pb2.TierLoad(tier=name))
+
+    def output_tokens(self, name: str) -> float:
+        """That requests of this tier make on average."""
+        tier = self.tier(name)
+        return tier.output_tokens / tier.finished if tier.finished else PRIOR_TOKENS
 
     def refused(self, tier: str, reason: router_session_pb2.RefusalReason.ValueType) -> None:
         self.tier(tier).refused += 1

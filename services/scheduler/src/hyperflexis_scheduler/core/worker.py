@@ -11,6 +11,7 @@ from hyperflexis_common.step_time import StepShape, StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.heartbeat import Heartbeat
 from hyperflexis_scheduler.core.ledger import Ledger
+from hyperflexis_scheduler.core.load_row import LoadRow
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_scheduler.core.request import RequestState
 
@@ -24,7 +25,7 @@ _PREFILLS = (capability_pb2.ROLE_UNSPECIFIED, capability_pb2.ROLE_MIXED, capabil
 class WorkerState:
     """Identity, session, health and work of a worker. Changes of `eligible` go through Fleet.refresh.
 
-    What dispatch has to know is in the worker's row of the loads, which only this class writes.
+    What dispatch has to know is in the worker's row of the loads, which is written from here alone.
     """
 
     def __init__(self, register: worker_session_pb2.Register, session: int, now_us: int, loads: WorkerLoads) -> None:
@@ -39,8 +40,8 @@ class WorkerState:
         """By worker id: what this one says of its links to others."""
         self.decoding: dict[str, int] = {}
         """TPOT of each attempt here that has made a token, in microseconds."""
-        self.slot = loads.open()
-        self._loads = loads
+        self._row = LoadRow(loads)
+        self.slot = self._row.slot
         self.ledger = Ledger()
         self.load = worker_session_pb2.WorkerLoad()
         self.telemetry = worker_session_pb2.Telemetry()
@@ -60,7 +61,7 @@ class WorkerState:
         self._stepped_us = now_us
         self._steps = 0
         self._model = StepTimeModel(0.0, 0.0, PREFILL_US_PER_TOKEN, 0.0, 0.0, host_us=0.0)
-        self._show_model()
+        self._row.show_model(self._model)
         self.opened(register, session, now_us)
 
     def opened(self, register: worker_session_pb2.Register, session: int, now_us: int) -> None:
@@ -131,7 +132,7 @@ class WorkerState:
     def take_role(self, reported: capability_pb2.Role.ValueType = capability_pb2.ROLE_UNSPECIFIED) -> None:
         """Roles say what is sent to a worker: one that was ordered holds at once, whatever is still reported."""
         self.role = self.wanted_role or reported or self.role
-        self._show(columns.ROLE, _ROLES.get(self.role, columns.MIXED))
+        self._row.show(columns.ROLE, _ROLES.get(self.role, columns.MIXED))
 
     @property
     def bytes_per_token(self) -> float:
@@ -185,21 +186,20 @@ class WorkerState:
     def show_decodes(self) -> None:
         """What is decoded here, and what is on its way to be."""
         coming = self.incoming.values()
-        self._show(columns.ARRIVING, len(coming))
-        self._show(columns.ARRIVING_TOKENS, sum(state.prefill_tokens for state in coming))
-        tightest = min((*self.decoding.values(), *(state.tpot_us for state in coming)), default=math.inf)
-        self._show(columns.TIGHTEST, tightest)
+        tightest_us = min((*self.decoding.values(), *(state.tpot_us for state in coming)), default=math.inf)
+        self._row.show_decodes(tightest_us, [state.prefill_tokens for state in coming])
 
-    def charge(self, seq: int, state: RequestState) -> None:
+    def charge(self, seq: int, state: RequestState, now_us: int) -> None:
         """Its Run was sent as command `seq`."""
         tokens = max(state.prefill_tokens - state.cached_tokens, 1)
-        self.ledger.charge(seq, state.request_id, tokens, int(self._model.prefill_us(tokens, state.cached_tokens)))
+        prefill_us = int(self._model.prefill_us(tokens, state.cached_tokens))
+        self.ledger.charge(seq, state.request_id, tokens, prefill_us, state.turn_us - now_us)
         self._show_queue()
 
     def leave(self) -> None:
         """For good; its row is another worker's from now on."""
         self.gone = True
-        self._loads.close(self.slot)
+        self._row.close()
 
     def reported(self, applied_seq: int, load: worker_session_pb2.WorkerLoad | None, now_us: int) -> None:
         """`load` (None: as before) reflects every command up to `applied_seq`."""
@@ -210,7 +210,7 @@ class WorkerState:
 
     def _take_load(self, load: worker_session_pb2.WorkerLoad, now_us: int) -> None:
         self.load = load
-        self._show_load()
+        self._row.show_load(load)
         if load.steps != self._steps or not load.waiting + load.running:
             self._stepped_us = now_us
         self._steps = load.steps
@@ -223,7 +223,7 @@ class WorkerState:
         self.step_time = model
         c0_us, c1_us, c2_us, *others = values
         self._model = StepTimeModel(c0_us, c1_us, c2_us or PREFILL_US_PER_TOKEN, *others)
-        self._show_model()
+        self._row.show_model(self._model)
         self._show_queue()
 
     def report_busy(self, for_us: int, now_us: int) -> None:
@@ -265,35 +265,9 @@ class WorkerState:
         )
         return self._model.predict_us(shape)
 
-    def _show(self, field: int, value: float) -> None:
-        if not self.gone:
-            self._loads.set(self.slot, field, value)
-
     def _show_requests(self) -> None:
-        """Reports lag behind, and do not count what still waits for its Start: the larger view is right."""
-        reported = self.load.waiting + self.load.running + len(self.ledger)
-        self._show(columns.REQUESTS, max(reported, len(self.attempts)))
+        self._row.show_requests(self.load, self.ledger, len(self.attempts))
 
     def _show_queue(self) -> None:
-        load, ledger = self.load, self.ledger
-        tokens = load.queued_prefill_tokens
-        self._show(columns.QUEUED_TOKENS, tokens + ledger.tokens)
-        # Of whose prompts the tokens are is not known where the worker does not say how long they take.
-        queued_us = load.queued_prefill_us or tokens * self._model.c2_us
-        self._show(columns.QUEUED_US, queued_us + ledger.prefill_us)
+        self._row.show_queue(self.load, self.ledger, self._model)
         self._show_requests()
-
-    def _show_load(self) -> None:
-        load, kv = self.load, self.load.kv
-        self._show(columns.SHARE, load.prefill_share if 0 < load.prefill_share <= 1 else 1.0)
-        self._show(columns.PACE, load.pace if 0.1 <= load.pace <= 10 else 1.0)
-        self._show(columns.RUNNING, load.running)
-        self._show(columns.CONTEXT, load.decode_context_tokens)
-        self._show(columns.KV_USED, (kv.total_blocks - kv.free_blocks) * kv.block_tokens)
-        self._show(columns.KV_TOKENS, kv.total_blocks * kv.block_tokens)
-
-    def _show_model(self) -> None:
-        model = self._model
-        self._show(columns.C0, model.c0_us + model.host_us)
-        for field, value in enumerate((model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us), columns.C1):
-            self._show(field, value)

@@ -63,6 +63,9 @@ class ChunkedPolicy:
     ) -> None:
         """Learns nothing."""
 
+    def turns_us(self, queue: PrefillQueue) -> None:
+        """Serves in another order."""
+
     def learn_output(self, tier: str, tokens: int) -> None:
         """Learns nothing."""
 

@@ -41,6 +41,8 @@ class EngineEvent:
     running: int = 0
     queued_prefill_tokens: int = 0
     queued_prefill_us: int = 0
+    queued_before_us: Rows[int] = ()
+    """What of it has its turn by each of TURNS_US; empty where the engine serves in another order."""
     prefill_share: float = 0.0
     pace: float = 0.0
     decode_context_tokens: int = 0

@@ -63,11 +63,13 @@ class EngineView:
         event, unanswered = self._event, sum(self._unanswered.values())
         # What has only just been sent has not been looked at by the engine: as long, for each token, as what has.
         us_per_token = event.queued_prefill_us / event.queued_prefill_tokens if event.queued_prefill_tokens else 0.0
+        unanswered_us = int(unanswered * us_per_token)
         return worker_session_pb2.WorkerLoad(
             waiting=event.waiting + len(self._unanswered),
             running=event.running,
             queued_prefill_tokens=event.queued_prefill_tokens + unanswered,
-            queued_prefill_us=event.queued_prefill_us + int(unanswered * us_per_token),
+            queued_prefill_us=event.queued_prefill_us + unanswered_us,
+            queued_before_us=[before_us + unanswered_us for before_us in event.queued_before_us],
             prefill_share=round(event.prefill_share, 2),
             pace=round(event.pace, 2),
             decode_context_tokens=event.decode_context_tokens,

@@ -13,6 +13,7 @@ from hyperflexis_worker.core.blocks import BlockPool
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.pool_room import PoolRoom
 from hyperflexis_worker.core.prefill_queue import PrefillQueue
+from hyperflexis_worker.core.queue_load import QueueLoad, queue_load
 from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.core.step_plan import Chunk, StepPlan
 from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice, StepPolicy
@@ -52,6 +53,11 @@ class StepPlanner:
     def pace(self) -> float:
         """Actual over predicted step time, lately."""
         return float(getattr(self.policy, "pace", 1.0))
+
+    def queued(self, running: Rows[Sequence], waiting: Rows[Sequence], now_us: int) -> QueueLoad:
+        """The prefill of those that wait or have begun."""
+        self._sync([sequence for sequence in running if not sequence.decoding], waiting)
+        return queue_load(self.policy, self._queue, now_us)
 
     def plan(self, running: Rows[Sequence], waiting: Rows[Sequence], pool: BlockPool, now_us: int) -> StepPlan:
         plan = StepPlan()

@@ -76,6 +76,9 @@ class ScorpioPolicy:
     def learn_output(self, tier: str, tokens: int) -> None:
         self._lengths.learn(tier, tokens)
 
+    def turns_us(self, queue: PrefillQueue) -> None:
+        """Serves in another order."""
+
     def _reject(self, now_us: float, queue: PrefillQueue, waiting: np.ndarray, choice: StepChoice) -> np.ndarray:
         """[len(queue)] Who is refused: in order of arrival, whatever they will be served in, as in the original."""
         rejected = np.zeros(len(queue), dtype=bool)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperflexis_common.step_time import StepShape, StepTimeModel
+from hyperflexis_common.turns import WORK_ORDER
 from hyperflexis_worker.core.moore_hodgson import left_behind
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Rows
@@ -35,8 +36,7 @@ class SloRules:
     prompt that would be late otherwise may have longer ones ..."""
     longest_us: float = 150_000.0
     """... up to this, as steps without decodes may."""
-    work_order: float = 10.0
-    """Microseconds of deadline that a microsecond of work counts as: among equals in haste, the cheap go first."""
+    work_order: float = WORK_ORDER
     least_chunk: int = 32
     """Smaller chunks are not worth their overhead, unless they end a prompt."""
     share_memory_us: float = 500_000.0
@@ -178,13 +178,8 @@ class SloPolicy:
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
         rules, pace, model = self.rules, self._pace, self.model
-        tokens, due_us = queue.to_compute, queue.due_us
-        alone_us = tokens * (pace * model.c2_us + pace * model.c3_us * (tokens / 2 + queue.computed))
-        decode_tokens = self._lengths.remaining_of(queue)
-        context = tokens + queue.computed + decode_tokens / 2
-        decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
-        work_us = alone_us + decode_us
-        worth = self.worth.of(queue)
+        due_us = queue.due_us
+        alone_us, work_us, worth = self._work(queue)
         key = due_us + rules.work_order * work_us / worth
         begun = queue.made > 0
         if rules.give_up:
@@ -206,6 +201,22 @@ class SloPolicy:
             if len(behind):
                 self._leave(now_us, queue, behind, time_us, alone_us, key, choice)
         return key
+
+    def _work(self, queue: PrefillQueue) -> tuple[Floats, Floats, Floats]:
+        """[len(queue)] Each one's prefill; that and the decodes expected after it; what it is worth. Times as they
+        really are, pace and all."""
+        pace, model, tokens = self._pace, self.model, queue.to_compute
+        alone_us = tokens * (pace * model.c2_us + pace * model.c3_us * (tokens / 2 + queue.computed))
+        decode_tokens = self._lengths.remaining_of(queue)
+        context = tokens + queue.computed + decode_tokens / 2
+        decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
+        return alone_us, alone_us + decode_us, self.worth.of(queue)
+
+    def turns_us(self, queue: PrefillQueue) -> Floats:
+        """[len(queue)]"""
+        _, work_us, worth = self._work(queue)
+        turns: Floats = queue.due_us + self.rules.work_order * work_us / worth
+        return turns
 
     def _leave(
         self,

@@ -107,3 +107,7 @@ class StepPolicy(Protocol):
     def learn_output(self, tier: str, tokens: int) -> None:
         """A request of this tier ended with so many output tokens."""
         ...
+
+    def turns_us(self, queue: PrefillQueue) -> Floats | None:
+        """[len(queue)] Each one's turn (hyperflexis_common.turns); None = served in another order."""
+        ...

@@ -132,6 +132,8 @@ class EngineLoad(msgspec.Struct, frozen=True):
     steps: int = 0
     queued_prefill_us: int = 0
     """Predicted time of the prefill that waits, in steps that are busy anyway."""
+    queued_before_us: list[int] = []
+    """What of it has its turn by each of TURNS_US; empty where the policy serves in another order."""
     prefill_share: float = 1.0
     """Of the time while prompts wait, what goes into prefill."""
     pace: float = 1.0

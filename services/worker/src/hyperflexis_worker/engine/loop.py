@@ -208,11 +208,11 @@ class EngineLoop:
     def _load(self) -> frames.EngineLoad:
         running = list(self._loop.running)
         waiting = list(self._loop.waiting)
-        prefills = [s for s in (*waiting, *running) if not s.decoding]
+        queued = self._engine.planner.queued(running, waiting, self._clock.now_us())
         return frames.EngineLoad(
             waiting=len(waiting),
             running=len(running),
-            queued_prefill_tokens=sum(s.to_compute for s in prefills),
+            queued_prefill_tokens=queued.tokens,
             decode_context_tokens=sum(s.num_tokens for s in running if s.decoding),
             free_blocks=self._engine.pool.free,
             cached_blocks=self._engine.pool.cached,
@@ -220,7 +220,8 @@ class EngineLoop:
             quarantined_blocks=self._caches.holds.quarantined_blocks,
             reserved_blocks=self._caches.reservations.reserved_blocks,
             steps=self._steps,
-            queued_prefill_us=int(sum(self._fit.model.prefill_us(s.to_compute, s.computed) for s in prefills)),
+            queued_prefill_us=queued.prefill_us,
+            queued_before_us=queued.before_us,
             prefill_share=self._engine.planner.prefill_share,
             pace=self._engine.planner.pace,
         )
