@@ -89,3 +89,23 @@ def test_a_prefix_that_is_read_meanwhile_costs_the_longer_of_the_two():
     ask = CHAT._replace(cached_tokens=np.array([400.0, 400.0]), read_us=np.array([200 * MS, 350 * MS]))
     until_us = Prospect(ask, loads.view(among)).until_us
     assert until_us.tolist() == pytest.approx([302.5 * MS, 352.5 * MS])
+
+
+def test_a_worker_that_is_full_gets_no_more_for_that():
+    """Where it takes all of the time already, one decode more is no free one."""
+    full = {columns.RUNNING: 900.0, columns.CONTEXT: 900_000.0, columns.TIGHTEST: 50 * MS}
+    assert chosen(CHAT, full, {"queue": (0.0, 400 * MS)}) == 1
+
+
+def test_a_promise_that_no_step_can_keep_makes_no_worker_look_full():
+    loads, among = workers({}, {})
+    busy = {columns.RUNNING: 20.0, columns.CONTEXT: 20_000.0}
+    for slot in among.tolist():
+        for field, value in busy.items():
+            loads.set(slot, field, value)
+    loads.decodes(0, [2 * MS, 50 * MS])
+    loads.decodes(1, [50 * MS])
+    assert loads.of(columns.TIGHTEST, among).tolist() == [50 * MS, 50 * MS]
+    asks = [CHAT._replace(tpot_us=tpot_us) for tpot_us in (2 * MS, 50 * MS)]
+    harms = [EarliestFirstToken().choose(ask, loads, among).numbers["harm"] for ask in asks]
+    assert harms[0] == harms[1] < 0.1

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
-import numpy as np
-
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.decode_placement import Decode
 from hyperflexis_scheduler.core.loads import WorkerLoads
@@ -97,7 +95,7 @@ class DecodeBook:
         counts[tpot_us] += sign
         if counts[tpot_us] <= 0:
             del counts[tpot_us]
-        self._loads.set(slot, columns.TIGHTEST, min(counts, default=np.inf))
+        self._loads.decodes(slot, counts)
 
     def _show_arriving(self, slot: int) -> None:
         arriving = self._arriving.get(slot, {})

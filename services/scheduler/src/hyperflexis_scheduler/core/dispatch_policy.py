@@ -91,7 +91,7 @@ class Prospect:
         self.own_us = loads.prefill_us(ask.prefill_tokens, cached)
         decodes_us = loads.decode_us(ask.expected_tokens, ask.prefill_tokens)
         work_us = loads.of(PACE) * (self.own_us + decodes_us)
-        self.turn_us: Floats = ask.ttft_us - ask.age_us + WORK_ORDER * work_us / ask.weight
+        self.turn_us: Floats = WORK_ORDER / ask.weight * work_us + (ask.ttft_us - ask.age_us)
         """From now (hyperflexis_common.turns)."""
         self.ahead_us = loads.queued_before_us(self.turn_us)
         """Of the prefill queued, what is served before it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.step_time import StepTimeModel
@@ -55,8 +55,9 @@ class LoadRow:
         for field, value in enumerate((model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us), columns.C1):
             self.show(field, value)
 
-    def show_decodes(self, tightest_us: float, arriving: Collection[int]) -> None:
-        """`arriving`: context tokens of each decode on its way there."""
+    def show_decodes(self, tpots_us: Iterable[float], arriving: Collection[int]) -> None:
+        """Those there and on their way there; `arriving`: context tokens of each of the latter."""
         self.show(columns.ARRIVING, len(arriving))
         self.show(columns.ARRIVING_TOKENS, sum(arriving))
-        self.show(columns.TIGHTEST, tightest_us)
+        if not self._closed:
+            self._loads.decodes(self.slot, tpots_us)

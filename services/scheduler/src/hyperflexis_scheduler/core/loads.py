@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,8 +17,9 @@ Slots = npt.NDArray[np.intp]
 REQUESTS, QUEUED_TOKENS, SHARE, RUNNING, CONTEXT, KV_USED, KV_TOKENS = range(7)
 C0, C1, C2, C3, C4, C5 = range(7, 13)
 ROLE, TIGHTEST, PACE, ARRIVING, ARRIVING_TOKENS = range(13, 18)
-"""ROLE: which one of below. TIGHTEST: TPOT of the tightest decode there or on its way there, microseconds. PACE: actual
-over predicted step time. ARRIVING: decodes on their way there, and their context in tokens: in no report yet."""
+"""ROLE: which one of below. TIGHTEST: TPOT of the tightest decode there, or on its way there, that steps can keep,
+microseconds. PACE: actual over predicted step time. ARRIVING: decodes on their way there, and their context in tokens:
+in no report yet."""
 QUEUED_BEFORE = 18
 """Prefill that has its turn by the first of TURNS_US, then the others, and at last ..."""
 QUEUED_US = QUEUED_BEFORE + len(TURNS_US)
@@ -74,6 +78,12 @@ class WorkerLoads:
         found: Floats = self._table[field].take(among)
         return found
 
+    def decodes(self, slot: int, tpots_us: Iterable[float]) -> None:
+        """Of those there and on their way there. A TPOT shorter than a step with nothing in it is kept by nobody, and
+        makes no steps shorter (the workers' own rule)."""
+        empty_us = self.get(slot, PACE) * self.get(slot, C0)
+        self.set(slot, TIGHTEST, min((tpot_us for tpot_us in tpots_us if tpot_us > empty_us), default=math.inf))
+
     def queue(self, slot: int, before_us: npt.ArrayLike) -> None:
         """[1 + len(TURNS_US)] What is queued by each turn, and in all; a number = all of it comes before everybody."""
         self._table[QUEUED_BEFORE : QUEUED_US + 1, slot] = before_us
@@ -83,28 +93,32 @@ class WorkerLoads:
         return self.view(among).prefill_us(tokens, cached)
 
     def view(self, among: Slots) -> LoadView:
-        return LoadView(self._table.take(among, axis=1))
+        return LoadView(self._table, among)
 
 
 class LoadView:
-    """The columns of some workers, as they were when this was made; all [n]."""
+    """The columns of some workers, until the loads change; all [n]."""
 
-    def __init__(self, table: Floats) -> None:
-        """[FIELDS, n]"""
+    def __init__(self, table: Floats, among: Slots) -> None:
         self._table = table
+        self._among = among
+        count = len(among)
+        # Slots in a row, as they are in a fleet that nobody has left, need not be copied.
+        in_a_row = count and int(among[-1] - among[0]) == count - 1 and bool((among[1:] > among[:-1]).all())
+        self._columns = table[:, among[0] : among[0] + count] if in_a_row else table.take(among, axis=1)
 
     def of(self, field: int) -> Floats:
-        found: Floats = self._table[field]
+        found: Floats = self._columns[field]
         return found
 
     def queued_before_us(self, turn_us: Floats) -> Floats:
         """What is queued on each and has its turn before `turn_us` [n] from now."""
         at = _EDGES_US[1:-1].searchsorted(turn_us)
         part = np.minimum(np.maximum((turn_us - _EDGES_US.take(at)) / _WIDTHS_US.take(at), 0.0), 1.0)
-        count = len(turn_us)
-        place = (QUEUED_BEFORE + at) * count + np.arange(count)
+        stride = self._table.shape[1]
+        place = (QUEUED_BEFORE + at) * stride + self._among
         low_us = self._table.take(place)
-        found: Floats = low_us + part * (self._table.take(place + count) - low_us)
+        found: Floats = low_us + part * (self._table.take(place + stride) - low_us)
         return found
 
     def prefill_us(self, tokens: float, cached: Floats | float = 0.0) -> Floats:

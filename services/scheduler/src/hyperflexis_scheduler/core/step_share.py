@@ -29,7 +29,8 @@ from hyperflexis_scheduler.core.loads import (
 LONGEST_US = 150_000.0
 """Steps without decodes are no longer than this (the step policy's own limit)."""
 FULL = 0.98
-"""A held share beyond this counts as this."""
+"""Beyond this held share the wait grows on as it does here: one decode more on a worker that is full is no free one."""
+_FULL_SLOPE = 1 / (1 - FULL) ** 2
 
 
 class StepShare:
@@ -60,7 +61,9 @@ class StepShare:
         """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
         held_us = self.held_us()
         with_us = held_us + self._pace * (self._c2 + self._c5 + self._c4 * tokens)
-        found: Floats = wait(with_us, np.minimum(self._tightest_us, tpot_us)) - wait(held_us, self._tightest_us)
+        kept = tpot_us > self._pace * self._c0
+        tightest_us = np.where(kept, np.minimum(self._tightest_us, tpot_us), self._tightest_us)
+        found: Floats = wait(with_us, tightest_us) - wait(held_us, self._tightest_us)
         return found
 
     @property
@@ -72,6 +75,11 @@ class StepShare:
 def wait(held_us: Floats, tpot_us: Floats) -> Floats:
     """How many times longer work takes there than on a free worker: 1 / (1 - held share). That it is convex keeps
     decodes from heaping up; that it is of the time of a step keeps the tight from the loose."""
-    share = np.minimum(held_us / np.minimum(tpot_us, LONGEST_US), FULL)
-    found: Floats = 1.0 / (1.0 - share)
+    share = held_us / np.minimum(tpot_us, LONGEST_US)
+    found: Floats
+    if share.max(initial=0.0) <= FULL:
+        found = 1.0 / (1.0 - share)
+    else:
+        part = np.minimum(share, FULL)
+        found = 1.0 / (1.0 - part) + (share - part) * _FULL_SLOPE
     return found

@@ -186,8 +186,8 @@ class WorkerState:
     def show_decodes(self) -> None:
         """What is decoded here, and what is on its way to be."""
         coming = self.incoming.values()
-        tightest_us = min((*self.decoding.values(), *(state.tpot_us for state in coming)), default=math.inf)
-        self._row.show_decodes(tightest_us, [state.prefill_tokens for state in coming])
+        tpots_us = (*self.decoding.values(), *(state.tpot_us for state in coming))
+        self._row.show_decodes(tpots_us, [state.prefill_tokens for state in coming])
 
     def charge(self, seq: int, state: RequestState, now_us: int) -> None:
         """Its Run was sent as command `seq`."""
