@@ -43,6 +43,13 @@ def test_a_request_does_not_wait_for_what_has_its_turn_later():
     assert chosen(SUMMARY, LOOSE, TIGHT) == 1, "for a loose one the whole queue comes before"
 
 
+def test_who_is_idle_comes_before_one_that_runs_a_step_of_what_comes_later():
+    little = {"queue": (5 * SECOND, 20 * MS)}
+    assert chosen(CHAT, LOOSE, {}) == chosen(CHAT, LOOSE, little) == 1
+    loads, among = workers(LOOSE, little, {})
+    assert Prospect(CHAT, loads.view(among)).waits_us.tolist() == [75 * MS, 20 * MS, 0.0]
+
+
 def test_only_what_comes_before_decides_who_can_still_be_in_time():
     late = {"queue": (100 * MS, 600 * MS)}
     assert in_time(CHAT, *workers(LOOSE, late)).tolist() == [0]

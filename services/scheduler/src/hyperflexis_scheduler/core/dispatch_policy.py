@@ -26,8 +26,10 @@ from hyperflexis_scheduler.core.loads import (
     Slots,
     WorkerLoads,
 )
-from hyperflexis_scheduler.core.step_share import StepShare
+from hyperflexis_scheduler.core.step_share import LONGEST_US, StepShare
 
+UNDER_WAY_US = LONGEST_US / 2
+"""Of a step that has begun, what is left when a request comes: half of a long one."""
 REQUEST_US = 1_000.0
 """What a request counts beyond its tokens: it tells idle workers apart."""
 HARM_US = 300_000.0
@@ -97,13 +99,16 @@ class Prospect:
         """Of the prefill queued, what is served before it."""
 
     @property
+    def waits_us(self) -> Floats:
+        """Until its turn comes: what is ahead, a step under way with what comes later; or what it reads meanwhile."""
+        under_way_us = np.minimum((self._queued_us - self.ahead_us) / self.share, UNDER_WAY_US)
+        waits_us: Floats = self.ahead_us / self.share + under_way_us
+        return waits_us if self._ask.read_us is None else np.maximum(waits_us, self._ask.read_us)
+
+    @property
     def until_us(self) -> Floats:
-        """Its first token, from now: what is ahead, or what it reads meanwhile, and its own prefill."""
-        waits_us = self.ahead_us / self.share
-        if self._ask.read_us is not None:
-            waits_us = np.maximum(waits_us, self._ask.read_us)
-        found: Floats = waits_us + self.own_us / self.share
-        return found
+        """Until its first token: its own prefill too."""
+        return self.waits_us + self.own_us / self.share
 
     @property
     def ttft_us(self) -> Floats:
@@ -111,14 +116,13 @@ class Prospect:
 
     def of(self, at: int) -> dict[str, float]:
         """Those of one of the workers, for the decision."""
-        ahead_us, own_us, share = float(self.ahead_us[at]), float(self.own_us[at]), float(self.share[at])
         return {
             "requests": float(self.requests[at]),
             "queued_prefill_us": float(self._queued_us[at]),
-            "ahead_prefill_us": ahead_us,
-            "own_prefill_us": own_us,
-            "prefill_share": share,
-            "predicted_ttft_us": self._ask.age_us + (ahead_us + own_us) / share,
+            "ahead_prefill_us": float(self.ahead_us[at]),
+            "own_prefill_us": float(self.own_us[at]),
+            "prefill_share": float(self.share[at]),
+            "predicted_ttft_us": float(self.ttft_us[at]),
             "turn_us": float(self.turn_us[at]),
         }
 

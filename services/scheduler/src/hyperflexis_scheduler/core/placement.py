@@ -65,7 +65,7 @@ class Placement:
             self._hold(state, now_us)
             return
         ask = self._ask(state, now_us)
-        prefixes = self._sources.look(state, pool, among, now_us)
+        prefixes = self._sources.look(state, ask, pool, among, now_us)
         asked = ask
         if prefixes is not None:
             asked = ask._replace(cached_tokens=prefixes.cached + prefixes.pulled, read_us=prefixes.read_us)
@@ -73,7 +73,7 @@ class Placement:
         worker, prefix = pool.at[choice.slot], Prefix()
         if prefixes is not None:
             at = int(np.flatnonzero(among == choice.slot)[0])
-            prefix = self._sources.settle(state, prefixes, at, worker, now_us)
+            prefix = self._sources.settle(state, ask, prefixes, at, worker, now_us)
         state.cached_tokens = prefix.cached + prefix.pulled
         foretold = choice.foretold
         if foretold is None or prefixes is not None:

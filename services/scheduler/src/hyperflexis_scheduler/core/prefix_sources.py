@@ -12,6 +12,7 @@ import numpy as np
 
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_scheduler.core.cell import Cell
+from hyperflexis_scheduler.core.dispatch_policy import Ask, Prospect
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.link_orders import LinkOrders
 from hyperflexis_scheduler.core.links import US_PER_GB
@@ -66,7 +67,7 @@ class PrefixSources:
         self._until_us: dict[int, float] = {}
         """By slot: when the reads out of it, or into it, that were decided on will be over."""
 
-    def look(self, state: RequestState, pool: Pool, among: Slots, now_us: int) -> Prefixes | None:
+    def look(self, state: RequestState, ask: Ask, pool: Pool, among: Slots, now_us: int) -> Prefixes | None:
         """None where nobody keeps anything of it."""
         fleet, rules = self._cell.fleet, self._cell.rules
         block_tokens = next(iter(pool.workers.values())).capabilities.hash_block_tokens
@@ -86,18 +87,19 @@ class PrefixSources:
         source = self._source(pool, slots[tokens == most]) if len(wanted) else None
         if source is None:
             return Prefixes(cached, pulled, read_us)
-        if len(wanted) > READERS:
-            waits_us = fleet.loads.of(QUEUED_US, among[wanted]) / fleet.loads.of(SHARE, among[wanted])
-            wanted = wanted[waits_us.argpartition(READERS)[:READERS]]
-        for at in wanted.tolist():
+        waits_us = Prospect(ask, fleet.loads.view(among[wanted])).waits_us
+        soon = waits_us.argpartition(READERS)[:READERS] if len(wanted) > READERS else np.arange(len(wanted))
+        for at, wait_us in zip(wanted[soon].tolist(), waits_us[soon].tolist(), strict=True):
             reader = pool.at[int(among[at])]
             if self._orders.up(reader, source):
-                needed_us = self._read_us(state, source, reader, int(cached[at]), most, now_us)
+                needed_us = self._read_us(state, source, reader, int(cached[at]), most, wait_us, now_us)
                 if needed_us:
                     pulled[at], read_us[at] = most - cached[at], needed_us
         return Prefixes(cached, pulled, read_us, most, source)
 
-    def settle(self, state: RequestState, prefixes: Prefixes, at: int, reader: WorkerState, now_us: int) -> Prefix:
+    def settle(
+        self, state: RequestState, ask: Ask, prefixes: Prefixes, at: int, reader: WorkerState, now_us: int
+    ) -> Prefix:
         """For the one that was chosen, `at` in what was looked at: of it alone it is known exactly what it keeps."""
         source, most = prefixes.source, prefixes.most
         if source is None or reader is source:
@@ -109,7 +111,8 @@ class PrefixSources:
         if not self._orders.up(reader, source):
             self._orders.want(reader, source, now_us)
             return Prefix(cached)
-        read_us = self._read_us(state, source, reader, cached, most, now_us)
+        [wait_us] = Prospect(ask, self._cell.fleet.loads.view(np.array([reader.slot]))).waits_us.tolist()
+        read_us = self._read_us(state, source, reader, cached, most, wait_us, now_us)
         if not read_us:
             return Prefix(cached)
         gigabytes = (most - cached) * source.bytes_per_token / 1e9
@@ -125,9 +128,17 @@ class PrefixSources:
         return min(readable, key=lambda worker: self._until_us.get(worker.slot, 0.0), default=None)
 
     def _read_us(
-        self, state: RequestState, source: WorkerState, reader: WorkerState, cached: int, most: int, now_us: int
+        self,
+        state: RequestState,
+        source: WorkerState,
+        reader: WorkerState,
+        cached: int,
+        most: int,
+        wait_us: float,
+        now_us: int,
     ) -> float:
-        """Until the tokens between can be there, after the reads decided on before; 0 = that is no clear gain."""
+        """Until the tokens between can be there, after the reads decided on before; 0 = that is no clear gain.
+        `wait_us`: what it waits there for its turn anyway."""
         fleet, one = self._cell.fleet, np.array([reader.slot])
         until_us = max(self._until_us.get(end.slot, 0.0) for end in (source, reader))
         gigabytes = (most - cached) * source.bytes_per_token / 1e9
@@ -136,7 +147,7 @@ class PrefixSources:
         its_us, own_us = self._step_us(source), self._step_us(reader)
         read_us = max(its_us, own_us) / 2 + own_us + link_us
         share = fleet.loads.get(reader.slot, SHARE)
-        delay_us = read_us - fleet.loads.get(reader.slot, QUEUED_US) / share
+        delay_us = read_us - wait_us
         computed_us = float(fleet.loads.prefill_us(most, one, float(cached))[0])
         limit_us = min(TTFT_SHARE * (state.deadline_us - now_us), LIMIT_US)
         quicker = link_us <= QUICKER * computed_us and delay_us <= QUICKER * computed_us / share
