@@ -275,3 +275,8 @@ def test_what_was_read_from_another_worker_is_said() -> None:
     assert worded(decision("finish", 0, "worker", pull_us=3_000)).endswith(
         "waited 3.0 ms for another worker's cache, in vain"
     )
+
+
+def test_a_tpot_that_no_step_can_keep_is_said() -> None:
+    [_, line] = told(details(decision("place", 1_000, "round_robin", empty_step_us=6_200)))
+    assert line.endswith("there: a step takes 6.2 ms with nothing in it: longer than its TPOT")

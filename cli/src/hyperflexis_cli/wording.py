@@ -21,7 +21,8 @@ PLACED_BY = {
 }
 PLACE_NUMBERS = {
     "candidates", "requests", "queued_prefill_us", "ahead_prefill_us", "own_prefill_us", "turn_us", "prefill_share",
-    "predicted_ttft_us", "harm", "committed_tokens", "slack_us", "cached_tokens", "pulled_tokens", "read_us",
+    "predicted_ttft_us", "harm", "empty_step_us", "committed_tokens", "slack_us", "cached_tokens",
+    "pulled_tokens", "read_us",
 }  # fmt: skip
 """Those that have words; the slack is what the promise leaves, which is said elsewhere."""
 GIVEN_UP = {
@@ -110,6 +111,8 @@ def _place(decision: Decision) -> str:
         found.append(f"{_counted(numbers['pulled_tokens'], 'token')} of it to be read from another worker in {took}")
     if "prefill_share" in numbers:
         found.append(f"{share(numbers['prefill_share'])} of the time for prefill")
+    if "empty_step_us" in numbers:
+        found.append(f"a step takes {microseconds(numbers['empty_step_us'])} with nothing in it: longer than its TPOT")
     if numbers.get("harm"):
         found.append(f"all work takes {share(numbers['harm'])} longer by its decodes")
     found += [named(name, value) for name, value in sorted(numbers.items()) if name not in PLACE_NUMBERS]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from hyperflexis.common.v1 import slo_pb2
+from hyperflexis.common.v1 import capability_pb2, slo_pb2
 from hyperflexis_scheduler.core.dispatch_policy import POLICIES
+from hyperflexis_scheduler.core.effects import TpotTooShort
 
 MS = 1_000
 
@@ -80,3 +81,17 @@ def test_an_attempt_that_only_a_snapshot_shows_has_no_time(stage):
     worker.snapshot(stage.status("q", (6, 1)))
     [adopt] = stage.core.explain("q", stage.now_us)
     assert adopt.kind == "adopt" and not adopt.HasField("after_us")
+
+
+def test_a_tpot_that_no_step_can_keep_is_told_with_the_request_and_once_to_whoever_runs_this(stage):
+    worker, router = stage.worker("w1"), stage.router()
+    worker.report(step_time=capability_pb2.StepTimeModel(c0_us=5_000, c2_us=20, host_us=1_000), load={"pace": 1.5})
+    instant = slo_pb2.Slo(tier="instant", ttft_us=500 * MS, tpot_us=9 * MS)
+    for name in ("q", "r"):
+        router.submit(name, instant)
+    router.submit("kept", slo_pb2.Slo(tier="chat", ttft_us=500 * MS, tpot_us=9 * MS + 1))
+    assert [effect for effect in stage.trail if isinstance(effect, TpotTooShort)] == [
+        TpotTooShort("instant", "m", 9 * MS, 9_000.0)
+    ]
+    [place], [kept] = (stage.core.explain(name, stage.now_us) for name in ("r", "kept"))
+    assert place.numbers["empty_step_us"] == 9_000 and "empty_step_us" not in kept.numbers

@@ -10,7 +10,15 @@ import structlog
 
 from hyperflexis_common.clock import Clock
 from hyperflexis_common.outbox import Outbox, OutboxFull
-from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
+from hyperflexis_scheduler.core.effects import (
+    CloseSession,
+    Effect,
+    HigherEpoch,
+    Remember,
+    ToRouter,
+    ToWorker,
+    TpotTooShort,
+)
 from hyperflexis_scheduler.core.scheduler import SchedulerCore
 from hyperflexis_scheduler.faults import Faults
 
@@ -83,6 +91,14 @@ class Desk:
                     epoch = max(epoch, effect.epoch)
                 case Remember():
                     self.on_remember()
+                case TpotTooShort(tier, model, tpot_us, empty_step_us):
+                    log.warning(
+                        "no worker can keep this tier's TPOT: a step takes longer with nothing in it; raise tpot_ms",
+                        tier=tier,
+                        model=model,
+                        tpot_ms=tpot_us / 1_000,
+                        empty_step_ms=round(empty_step_us / 1_000, 2),
+                    )
         if epoch:
             self.on_higher_epoch(epoch)
 

@@ -9,13 +9,21 @@ from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.book import Book
 from hyperflexis_scheduler.core.dispatch_policy import SchedulerPolicy
-from hyperflexis_scheduler.core.effects import CloseSession, Effect, HigherEpoch, Remember, ToRouter, ToWorker
+from hyperflexis_scheduler.core.effects import (
+    CloseSession,
+    Effect,
+    HigherEpoch,
+    Remember,
+    ToRouter,
+    ToWorker,
+    TpotTooShort,
+)
 from hyperflexis_scheduler.core.fleet import Fleet
 from hyperflexis_scheduler.core.hold import HoldQueue
 from hyperflexis_scheduler.core.request import RouterKey
 from hyperflexis_scheduler.core.routers import Routers
 from hyperflexis_scheduler.core.rules import Rules
-from hyperflexis_scheduler.core.tally import Tally
+from hyperflexis_scheduler.core.tally import MAX_TIERS, Tally
 from hyperflexis_scheduler.core.worker import WorkerState
 
 
@@ -36,6 +44,8 @@ class Cell:
         """Resumed requests that wait for the known workers' Snapshots."""
         self.settled = False
         self.tally = Tally()
+        self._told: set[tuple[str, str]] = set()
+        """(tier, model) whose TPOT was too short."""
         self._attempt_seq = 0
         self._effects: list[Effect] = []
 
@@ -82,6 +92,11 @@ class Cell:
     def remember(self) -> None:
         """A crash of this leader must not undo what has just happened."""
         self._effects.append(Remember())
+
+    def tpot_too_short(self, tier: str, model: str, tpot_us: int, empty_step_us: float) -> None:
+        if len(self._told) < MAX_TIERS and (tier, model) not in self._told:
+            self._told.add((tier, model))
+            self._effects.append(TpotTooShort(tier, model, tpot_us, empty_step_us))
 
     def heard_fence(self, fence: identity_pb2.Fence) -> None:
         """A peer's highest fence. An equal epoch under another name can only be a rival's (Redis lost its

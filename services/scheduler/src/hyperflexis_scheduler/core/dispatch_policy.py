@@ -92,7 +92,9 @@ class Prospect:
         self.share = loads.of(SHARE)
         self.own_us = loads.prefill_us(ask.prefill_tokens, cached)
         decodes_us = loads.decode_us(ask.expected_tokens, ask.prefill_tokens)
-        work_us = loads.of(PACE) * (self.own_us + decodes_us)
+        pace = loads.of(PACE)
+        self._empty_step_us = pace * loads.of(C0)
+        work_us = pace * (self.own_us + decodes_us)
         self.turn_us: Floats = WORK_ORDER / ask.weight * work_us + (ask.ttft_us - ask.age_us)
         """From now (hyperflexis_common.turns)."""
         self.ahead_us = loads.queued_before_us(self.turn_us)
@@ -116,7 +118,9 @@ class Prospect:
 
     def of(self, at: int) -> dict[str, float]:
         """Those of one of the workers, for the decision."""
-        return {
+        empty_step_us = float(self._empty_step_us[at])
+        too_long = {"empty_step_us": empty_step_us} if self._ask.tpot_us <= empty_step_us else {}
+        return too_long | {
             "requests": float(self.requests[at]),
             "queued_prefill_us": float(self._queued_us[at]),
             "ahead_prefill_us": float(self.ahead_us[at]),

@@ -41,4 +41,15 @@ class Remember:
     """Write the memory down now: what has just happened must not be forgotten with this leader."""
 
 
-Effect = ToRouter | ToWorker | CloseSession | HigherEpoch | Remember
+@dataclass(frozen=True, slots=True)
+class TpotTooShort:
+    """For whoever runs this: a tier promises what no step of such a worker can keep. Told once a tier and model."""
+
+    tier: str
+    model: str
+    tpot_us: int
+    empty_step_us: float
+    """A step with nothing in it."""
+
+
+Effect = ToRouter | ToWorker | CloseSession | HigherEpoch | Remember | TpotTooShort

@@ -80,6 +80,8 @@ class Placement:
             left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
             foretold = Prospect(left, cell.fleet.loads.view(np.array([choice.slot]))).of(0)
         state.turn_us = now_us + foretold["turn_us"]
+        if "empty_step_us" in foretold:
+            cell.tpot_too_short(state.slo.tier, state.model, state.tpot_us, foretold["empty_step_us"])
         numbers = {**choice.numbers, **foretold, **prefix.numbers}
         if state.committed:
             numbers["committed_tokens"] = state.committed
