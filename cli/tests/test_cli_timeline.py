@@ -67,7 +67,7 @@ def test_a_placement_is_held_against_its_prediction() -> None:
                 candidates=2,
                 predicted_ttft_us=300_000,
                 slack_us=1,
-                harm=0.031,
+                harm_us=9_300,
                 turn_us=9,
                 **numbers,
             ),
@@ -88,8 +88,8 @@ def test_a_placement_is_held_against_its_prediction() -> None:
             1_000,
             "placed on w1 as attempt 1.1: its first token would come soon there, its decodes be little in the way, of "
             "2 workers; there: 3 requests, 120 ms of prefill queued, 80.0 ms of it ahead, 45.0 ms of its own to come, "
-            "55.0 % of the time for prefill, all work takes 3.1 % longer by its decodes; first token predicted after "
-            "300 ms — it came after 420 ms, 120 ms later",
+            "55.0 % of the time for prefill, what its decodes do to others counts as 9.3 ms; first token predicted "
+            "after 300 ms — it came after 420 ms, 120 ms later",
         ),
         Moment(200_000, "its first chunk has run on w1"),
         Moment(420_000, "first token to the client: 420 ms, promised 500 ms: 80.0 ms to spare"),

@@ -21,7 +21,7 @@ PLACED_BY = {
 }
 PLACE_NUMBERS = {
     "candidates", "requests", "queued_prefill_us", "ahead_prefill_us", "own_prefill_us", "turn_us", "prefill_share",
-    "predicted_ttft_us", "harm", "empty_step_us", "committed_tokens", "slack_us", "cached_tokens",
+    "predicted_ttft_us", "harm_us", "empty_step_us", "committed_tokens", "slack_us", "cached_tokens",
     "pulled_tokens", "read_us",
 }  # fmt: skip
 """Those that have words; the slack is what the promise leaves, which is said elsewhere."""
@@ -113,8 +113,8 @@ def _place(decision: Decision) -> str:
         found.append(f"{share(numbers['prefill_share'])} of the time for prefill")
     if "empty_step_us" in numbers:
         found.append(f"a step takes {microseconds(numbers['empty_step_us'])} with nothing in it: longer than its TPOT")
-    if numbers.get("harm"):
-        found.append(f"all work takes {share(numbers['harm'])} longer by its decodes")
+    if numbers.get("harm_us"):
+        found.append(f"what its decodes do to others counts as {microseconds(numbers['harm_us'])}")
     found += [named(name, value) for name, value in sorted(numbers.items()) if name not in PLACE_NUMBERS]
     said += f"; there: {', '.join(found)}" if found else ""
     predicted_us = numbers.get("predicted_ttft_us")

@@ -88,7 +88,7 @@ def test_a_first_token_that_comes_much_later_is_worth_some_harm():
 def test_where_it_is_only_prefilled_its_decodes_do_no_harm():
     prefills = {columns.ROLE: float(columns.PREFILL), columns.PACE: 2.0, columns.RUNNING: 60.0}
     choice = EarliestFirstToken().choose(CHAT, *workers(prefills))
-    assert choice.numbers == {"candidates": 1.0, "harm": 0.0}
+    assert choice.numbers == {"candidates": 1.0, "harm_us": 0.0}
 
 
 def test_a_prefix_that_is_read_meanwhile_costs_the_longer_of_the_two():
@@ -114,5 +114,13 @@ def test_a_promise_that_no_step_can_keep_makes_no_worker_look_full():
     loads.decodes(1, [50 * MS])
     assert loads.of(columns.TIGHTEST, among).tolist() == [50 * MS, 50 * MS]
     asks = [CHAT._replace(tpot_us=tpot_us) for tpot_us in (2 * MS, 50 * MS)]
-    harms = [EarliestFirstToken().choose(ask, loads, among).numbers["harm"] for ask in asks]
-    assert harms[0] == harms[1] < 0.1
+    harms = [EarliestFirstToken().choose(ask, loads, among).numbers["harm_us"] for ask in asks]
+    assert harms[0] == harms[1] < 30 * MS
+
+
+def test_who_could_never_keep_it_is_the_worst_place_where_somebody_could():
+    """Steps of 6 and of 12 ms with nothing in them, 10 ms a token: on the slower one it would only be late."""
+    slow = {columns.PACE: 2.0}
+    hasty = CHAT._replace(tpot_us=10 * MS)
+    assert chosen(hasty, {}, slow) == chosen(hasty, {"queue": (0.0, 400 * MS)}, slow) == 0
+    assert chosen(CHAT._replace(tpot_us=5 * MS), {"queue": (0.0, 400 * MS)}, slow) == 1, "neither can"

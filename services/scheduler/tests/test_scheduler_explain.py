@@ -95,3 +95,13 @@ def test_a_tpot_that_no_step_can_keep_is_told_with_the_request_and_once_to_whoev
     ]
     [place], [kept] = (stage.core.explain(name, stage.now_us) for name in ("r", "kept"))
     assert place.numbers["empty_step_us"] == 9_000 and "empty_step_us" not in kept.numbers
+
+
+def test_a_tpot_that_another_worker_can_keep_is_no_fault_of_the_tier(stage):
+    router = stage.router()
+    for name, pace in (("slow", 2.0), ("fast", 1.0)):
+        worker = stage.worker(name)
+        worker.report(step_time=capability_pb2.StepTimeModel(c0_us=6_000, c2_us=20), load={"pace": pace})
+    router.submit("q", slo_pb2.Slo(tier="hasty", ttft_us=500 * MS, tpot_us=9 * MS))
+    assert router.last("placed").worker.worker_id == "fast"
+    assert not [effect for effect in stage.trail if isinstance(effect, TpotTooShort)]

@@ -15,6 +15,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.turns import ALL_US, TURNS_US
 from hyperflexis_scheduler.core import loads as columns
+from hyperflexis_scheduler.core.load_row import MOST_US
 from hyperflexis_scheduler.core.loads import WorkerLoads, counts_before
 from hyperflexis_scheduler.core.request import Phase
 
@@ -86,18 +87,21 @@ class Twin:
     def queued_us(self, by_us: float) -> float:
         """What has its turn by then; workers that do not say what of their queue has: all of it."""
         load = self.load
-        told = [*load.queued_before_us, load.queued_prefill_us] if load.queued_prefill_us else []
+        by_turn = len(load.queued_before_us) == len(TURNS_US)
+        told = [*load.queued_before_us, load.queued_prefill_us]
         all_us = load.queued_prefill_us or load.queued_prefill_tokens * self.model[2]
-        reported_us = told[EDGES_US.index(by_us)] if len(told) == len(EDGES_US) else all_us
+        reported_us = told[EDGES_US.index(by_us)] if by_turn and load.queued_prefill_us else all_us
         charges = [charge for charge in self.charges if charge[0] > self.applied]
-        return reported_us + sum(charge[3] for charge in charges if charge[4] <= by_us)
+        return reported_us + sum(charge[3] for charge in charges if not by_turn or charge[4] <= by_us)
 
     def row(self) -> list[float]:
         load = self.load
         charges = [charge for charge in self.charges if charge[0] > self.applied]
         states = self.stage.core.cell.book._requests.values()
         placed = [s for s in states if s.phase is Phase.PLACED and s.worker.key.worker_id == self.name]
-        tightest_us = min((s.tpot_us for s in placed if s.decoding), default=math.inf)
+        pace = load.pace or 1.0
+        tpots_us = (s.tpot_us for s in placed if s.decoding)
+        tightest_us = min((tpot_us for tpot_us in tpots_us if tpot_us > pace * self.model[0]), default=math.inf)
         return [
             max(load.waiting + load.running + len(charges), len(placed)),
             load.queued_prefill_tokens + sum(charge[2] for charge in charges),
@@ -109,7 +113,7 @@ class Twin:
             *self.model,
             columns.MIXED,
             tightest_us,
-            1.0,
+            pace,
             0.0,
             0.0,
             *(self.queued_us(edge_us) for edge_us in EDGES_US),
@@ -140,6 +144,7 @@ load_fields = st.fixed_dictionaries(
         "queued_before_us": st.just([]) | st.lists(numbers, min_size=6, max_size=7).map(sorted),
         "decode_context_tokens": numbers,
         "prefill_share": st.sampled_from([0.25, 0.5, 1.0]),
+        "pace": st.sampled_from([0.5, 1.0, 4.0]),
         "kv": st.builds(
             capability_pb2.KvPoolStats,
             total_blocks=st.just(90),
@@ -148,7 +153,8 @@ load_fields = st.fixed_dictionaries(
         ),
     },
 )
-models = st.tuples(*[st.sampled_from([0.0, 0.5, 30.0])] * 6)
+models = st.tuples(st.sampled_from([0.0, 30.0, 20_000.0]), *[st.sampled_from([0.0, 0.5, 30.0])] * 5)
+"""Of 20 ms and at four times that, a step takes longer than the TPOT of all that is submitted here."""
 events = st.one_of(
     st.tuples(st.just("submit"), st.integers(1, 500), st.none()),
     st.tuples(st.just("report"), st.integers(0, 3), st.tuples(load_fields, models | st.none())),
@@ -237,6 +243,16 @@ class TestRows:
         loads = stage.core.cell.fleet.loads
         slot = stage.core.cell.fleet.by_id["w1"].slot
         assert (loads.get(slot, columns.C0), loads.get(slot, columns.C2)) == (0.0, 20.0)
+
+    def test_a_queue_that_is_said_to_be_endless_does_no_harm(self, stage):
+        worker, router = stage.worker("w1"), stage.router()
+        before_us = [2**64 - 1] * 7
+        worker.report(load={"queued_prefill_us": 2**64 - 1, "queued_before_us": before_us})
+        worker.report(load={"queued_prefill_us": 2**64 - 1}, step_time=capability_pb2.StepTimeModel(c2_us=1e300))
+        router.submit("q")
+        assert router.last("placed").worker.worker_id == "w1"
+        fleet = stage.core.cell.fleet
+        assert fleet.loads.get(fleet.by_id["w1"].slot, columns.QUEUED_US) == 2 * MOST_US
 
     @pytest.mark.parametrize("share", [float("nan"), -0.5, 0.0, 1.5])
     def test_a_share_that_cannot_be_counts_as_one(self, stage, share):

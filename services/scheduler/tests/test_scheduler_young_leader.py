@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hyperflexis_common.attempt import Attempt, WorkerKey
+from hyperflexis_scheduler.core.loads import TIGHTEST
 
 
 class TestYoungLeader:
@@ -39,6 +40,14 @@ class TestYoungLeader:
         assert not worker.all("run")
         stage.tick(2_000, worker, router)
         assert worker.last("run").request_id == "q"
+
+    def test_knows_the_tpot_of_an_adopted_decode_once_its_router_has_told(self, make_stage):
+        stage = make_stage(known=[WorkerKey("w1", 1)])
+        worker, router = stage.worker("w1", snapshot=False), stage.router()
+        worker.snapshot(stage.status("q", (6, 3)))
+        router.submit("q", resume=True, last_attempt=Attempt(6, 3).proto(), committed_tokens=2)
+        fleet = stage.core.cell.fleet
+        assert fleet.loads.get(fleet.by_id["w1"].slot, TIGHTEST) == stage.slo().tpot_us
 
     def test_does_not_adopt_an_attempt_that_the_router_knows_is_superseded(self, make_stage):
         stage = make_stage(known=[WorkerKey("w1", 1)])

@@ -147,8 +147,12 @@ class Engine(RuleBasedStateMachine):
 
     @invariant()
     def sound(self) -> None:
-        if hasattr(self, "loop"):
-            self.loop.check_integrity()
+        if not hasattr(self, "loop"):
+            return
+        self.loop.check_integrity()
+        running, waiting = list(self.loop.running), list(self.loop.waiting)
+        queued = self.planner.queued(running, waiting, self.now_us)
+        assert queued.tokens == sum(s.to_compute for s in (*running, *waiting) if not s.decoding)
 
     def teardown(self) -> None:
         """Whatever is left ends, in a bounded number of steps."""

@@ -53,6 +53,8 @@ def test_turns_are_the_order_in_which_it_serves_those_it_does_not_give_up(waitin
 def test_a_policy_that_serves_in_another_order_says_so() -> None:
     load = queue_load(ChunkedPolicy(MODEL, 8_192, 256), queue_of(Prompt(0, 100)), 0.0)
     assert load == (100, 1_050, [])
+    assert queue_load(ChunkedPolicy(MODEL, 8_192, 256), queue_of(), 0.0) == (0, 0, [])
+    assert queue_load(SloPolicy(MODEL, 8_192, 256), queue_of(), 0.0) == (0, 0, [0] * 7)
 
 
 def test_what_the_engine_has_not_looked_at_comes_before_everybody() -> None:

@@ -171,7 +171,7 @@ class Cluster:
         tokens = max(request.prompt_tokens - cached, 1)
         foretold = choice.foretold
         if foretold is None or cached:
-            left = ask._replace(prefill_tokens=tokens)
+            left = ask._replace(cached_tokens=np.array([float(cached)]))
             foretold = Prospect(left, self.loads.view(np.array([slot]))).of(0)
         self.ledger.charge(slot, tokens, self.kinds[slot].model.prefill_us(tokens, cached), foretold["turn_us"])
         self.events.at(self.now_us + self.delays.dispatch_us, self._deliver, slot, request)
@@ -188,7 +188,7 @@ class Cluster:
             request.tpot_us,
             request.max_tokens,
             request.tier,
-            self.lengths.mean(request.tier),
+            min(self.lengths.mean(request.tier), request.max_tokens),
             request.weight,
         )
 
@@ -237,6 +237,7 @@ class Cluster:
 
     def _report(self, slot: int, report: EngineReport) -> None:
         self.ledger.report(slot, report)
+        self.book.paced(slot)
         self._placement.reported(slot, report)
         if self.moves is not None:
             self.moves.reported(self.now_us)

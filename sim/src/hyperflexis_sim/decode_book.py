@@ -97,6 +97,11 @@ class DecodeBook:
             del counts[tpot_us]
         self._loads.decodes(slot, counts)
 
+    def paced(self, slot: int) -> None:
+        """Its pace has been reported."""
+        if counts := self._tpots.get(slot):
+            self._loads.decodes(slot, counts)
+
     def _show_arriving(self, slot: int) -> None:
         arriving = self._arriving.get(slot, {})
         self._loads.set(slot, columns.ARRIVING, len(arriving))

@@ -55,5 +55,7 @@ class LoadLedger:
         charges, queued = self._charges[slot], self._queued[slot]
         self.loads.set(slot, columns.REQUESTS, self._requests[slot] + len(charges))
         self.loads.set(slot, columns.QUEUED_TOKENS, queued.tokens + charges.tokens)
-        before_us = [*queued.before_us, queued.prefill_us] if queued.before_us else queued.prefill_us
-        self.loads.queue(slot, charges.before_us + before_us)
+        if queued.before_us:
+            self.loads.queue(slot, charges.before_us + [*queued.before_us, queued.prefill_us])
+        else:
+            self.loads.queue(slot, charges.before_us[-1] + queued.prefill_us)

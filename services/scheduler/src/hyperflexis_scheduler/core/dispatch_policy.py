@@ -93,7 +93,7 @@ class Prospect:
         self.own_us = loads.prefill_us(ask.prefill_tokens, cached)
         decodes_us = loads.decode_us(ask.expected_tokens, ask.prefill_tokens)
         pace = loads.of(PACE)
-        self._empty_step_us = pace * loads.of(C0)
+        self._empty_step_us = np.where(loads.of(ROLE) == PREFILL, 0.0, pace * loads.of(C0))
         work_us = pace * (self.own_us + decodes_us)
         self.turn_us: Floats = WORK_ORDER / ask.weight * work_us + (ask.ttft_us - ask.age_us)
         """From now (hyperflexis_common.turns)."""
@@ -195,7 +195,7 @@ class EarliestFirstToken:
         view = loads.view(among)
         prospect, harm = Prospect(ask, view), _harm(ask, view)
         at = int(self._cost_us(prospect, harm).argmin())
-        numbers = {"candidates": float(len(among)), "harm": float(harm[at])}
+        numbers = {"candidates": float(len(among)), "harm_us": self._harm_us * float(harm[at])}
         return Choice(int(among[at]), "earliest_first_token", numbers, prospect.of(at))
 
     def cost_us(self, ask: Ask, loads: LoadView) -> Floats:

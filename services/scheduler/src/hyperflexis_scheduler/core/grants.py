@@ -156,10 +156,7 @@ class Grants:
         state.started = True
         if not state.known:
             return
-        tier = self._cell.tally.tier(state.slo.tier)
-        tier.finished += 1
-        tier.prompt_tokens += state.prompt_tokens
-        tier.output_tokens += output_tokens
+        self._cell.tally.finished(state.slo.tier, state.prompt_tokens, output_tokens)
 
     def end(
         self,

@@ -80,7 +80,7 @@ class WorkerLoads:
 
     def decodes(self, slot: int, tpots_us: Iterable[float]) -> None:
         """Of those there and on their way there. A TPOT shorter than a step with nothing in it is kept by nobody, and
-        makes no steps shorter (the workers' own rule)."""
+        makes no steps shorter once it is late (the workers' own rule)."""
         empty_us = self.get(slot, PACE) * self.get(slot, C0)
         self.set(slot, TIGHTEST, min((tpot_us for tpot_us in tpots_us if tpot_us > empty_us), default=math.inf))
 

@@ -16,7 +16,7 @@ from hyperflexis_scheduler.core.dispatch_policy import Ask, Prospect, in_time
 from hyperflexis_scheduler.core.fleet import Pool
 from hyperflexis_scheduler.core.grants import Grants
 from hyperflexis_scheduler.core.link_orders import LinkOrders
-from hyperflexis_scheduler.core.loads import Slots
+from hyperflexis_scheduler.core.loads import C0, PACE, PREFILL, ROLE, Slots
 from hyperflexis_scheduler.core.prefix_sources import Prefix, PrefixSources
 from hyperflexis_scheduler.core.request import Phase, RequestState
 
@@ -77,15 +77,23 @@ class Placement:
         state.cached_tokens = prefix.cached + prefix.pulled
         foretold = choice.foretold
         if foretold is None or prefixes is not None:
-            left = ask._replace(prefill_tokens=max(ask.prefill_tokens - state.cached_tokens, 1))
+            cached, read_us = np.array([state.cached_tokens]), np.array([prefix.read_us])
+            left = ask._replace(cached_tokens=cached, read_us=read_us)
             foretold = Prospect(left, cell.fleet.loads.view(np.array([choice.slot]))).of(0)
         state.turn_us = now_us + foretold["turn_us"]
         if "empty_step_us" in foretold:
-            cell.tpot_too_short(state.slo.tier, state.model, state.tpot_us, foretold["empty_step_us"])
+            self._name_if_too_short(state, pool)
         numbers = {**choice.numbers, **foretold, **prefix.numbers}
         if state.committed:
             numbers["committed_tokens"] = state.committed
         self._grants.grant(state, worker, reason or choice.reason, numbers, now_us, prefix.source)
+
+    def _name_if_too_short(self, state: RequestState, pool: Pool) -> None:
+        """Where a step with nothing in it takes longer than the TPOT on every worker that could decode."""
+        view = self._cell.fleet.loads.view(pool.admitting)
+        steps_us = (view.of(C0) * view.of(PACE))[view.of(ROLE) != PREFILL]
+        if len(steps_us) and state.tpot_us <= steps_us.min():
+            self._cell.tpot_too_short(state.slo.tier, state.model, state.tpot_us, float(steps_us.min()))
 
     def _straight(self, state: RequestState, pool: Pool) -> Slots:
         """Workers where a short prompt would be done at once, and need not be handed off: it goes there."""

@@ -61,8 +61,9 @@ class StepShare:
         """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
         held_us = self.held_us()
         with_us = held_us + self._pace * (self._c2 + self._c5 + self._c4 * tokens)
-        kept = tpot_us > self._pace * self._c0
-        tightest_us = np.where(kept, np.minimum(self._tightest_us, tpot_us), self._tightest_us)
+        # What nobody can keep makes no steps shorter; where somebody can, whoever cannot is the worst place for it.
+        kept = bool((tpot_us > self._pace * self._c0).any())
+        tightest_us = np.minimum(self._tightest_us, tpot_us) if kept else self._tightest_us
         found: Floats = wait(with_us, tightest_us) - wait(held_us, self._tightest_us)
         return found
 

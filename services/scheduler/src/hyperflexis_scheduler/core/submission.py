@@ -45,6 +45,8 @@ class Submissions:
         if fresh:
             self._first(state, submit.resume, now_us)
         elif state.phase is Phase.PLACED:
+            if state.decoding and state.worker is not None:
+                state.worker.decodes_now(state)  # of what only a Snapshot had shown, the TPOT was not known
             self._placed(state, now_us)
         elif state.phase is Phase.FINISHED:
             self._finished(state, now_us)

@@ -15,6 +15,8 @@ PRIOR_TOKENS = 128.0
 class Tally:
     def __init__(self) -> None:
         self._tiers: dict[str, scheduler_service_pb2.TierLoad] = {}
+        self._answers: Counter[str] = Counter()
+        """By tier: those of known length."""
         self.placements: Counter[str] = Counter()
         """By reason."""
         self.refusals: Counter[str] = Counter()
@@ -32,8 +34,16 @@ class Tally:
 
     def output_tokens(self, name: str) -> float:
         """That requests of this tier make on average."""
+        answers = self._answers[name]
+        return self.tier(name).output_tokens / answers if answers else PRIOR_TOKENS
+
+    def finished(self, name: str, prompt_tokens: int, output_tokens: int) -> None:
+        """`output_tokens`: 0 where nobody has said how many."""
         tier = self.tier(name)
-        return tier.output_tokens / tier.finished if tier.finished else PRIOR_TOKENS
+        tier.finished += 1
+        tier.prompt_tokens += prompt_tokens
+        tier.output_tokens += output_tokens
+        self._answers[tier.tier] += output_tokens > 0
 
     def refused(self, tier: str, reason: router_session_pb2.RefusalReason.ValueType) -> None:
         self.tier(tier).refused += 1

@@ -11,7 +11,7 @@ from hyperflexis_common.step_time import StepShape, StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.heartbeat import Heartbeat
 from hyperflexis_scheduler.core.ledger import Ledger
-from hyperflexis_scheduler.core.load_row import LoadRow
+from hyperflexis_scheduler.core.load_row import MOST_US, LoadRow
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_scheduler.core.request import RequestState
 
@@ -192,7 +192,7 @@ class WorkerState:
     def charge(self, seq: int, state: RequestState, now_us: int) -> None:
         """Its Run was sent as command `seq`."""
         tokens = max(state.prefill_tokens - state.cached_tokens, 1)
-        prefill_us = int(self._model.prefill_us(tokens, state.cached_tokens))
+        prefill_us = int(min(self._model.prefill_us(tokens, state.cached_tokens), MOST_US))
         self.ledger.charge(seq, state.request_id, tokens, prefill_us, state.turn_us - now_us)
         self._show_queue()
 

@@ -128,13 +128,13 @@ class StepPlanner:
             free += pool.freed_by(given_back)
         return free - short
 
-    @staticmethod
-    def _unlock(begun: list[Sequence], free: int, pool: BlockPool, plan: StepPlan) -> None:
+    def _unlock(self, begun: list[Sequence], free: int, pool: BlockPool, plan: StepPlan) -> None:
         """Prompts that began hold the pool between them, and none can go on: those due last yield to the oldest."""
         oldest = min(begun, key=lambda s: (s.arrival_us, s.number))
         given_back: list[int] = []
         for victim in sorted((s for s in begun if s is not oldest), key=lambda s: (-s.due_us, s.number)):
             plan.preempted.append(victim)
+            self._queue.remove(self._queued.pop(victim.number))  # it waits again, from its first token on
             given_back += victim.blocks
             tokens = (len(oldest.blocks) + free + pool.freed_by(given_back)) * pool.block_tokens - oldest.computed
             if tokens > 0:

@@ -19,12 +19,7 @@ class QueueLoad(NamedTuple):
     """What of it has its turn by each of TURNS_US; empty where the policy serves in another order."""
 
 
-NOBODY = QueueLoad(0, 0, [0] * len(TURNS_US))
-
-
 def queue_load(policy: StepPolicy, queue: PrefillQueue, now_us: float) -> QueueLoad:
-    if not len(queue):
-        return NOBODY
     tokens, model = queue.to_compute, policy.model
     prefill_us = tokens * (model.c2_us + model.c3_us * (tokens / 2 + queue.computed))
     turns_us = policy.turns_us(queue)
