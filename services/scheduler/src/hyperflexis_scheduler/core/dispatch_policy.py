@@ -33,8 +33,8 @@ UNDER_WAY_US = LONGEST_US / 2
 REQUEST_US = 1_000.0
 """What a request counts beyond its tokens: it tells idle workers apart."""
 HARM_US = 300_000.0
-"""What it counts that work on a worker takes as long again, for the decodes of a request. From 100 ms to a second it is
-the same (docs/scheduling.md)."""
+"""What it counts that work on a worker takes as long again, for the decodes of a request. 100 ms do as well
+(docs/scheduling.md)."""
 
 
 class Ask(NamedTuple):
