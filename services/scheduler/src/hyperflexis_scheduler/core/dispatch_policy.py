@@ -86,15 +86,13 @@ class Prospect:
 
     def __init__(self, ask: Ask, loads: LoadView) -> None:
         cached = 0.0 if ask.cached_tokens is None else ask.cached_tokens
-        self._ask = ask
+        self._ask, self._loads = ask, loads
         self._queued_us = loads.of(QUEUED_US)
         self.requests = loads.of(REQUESTS)
         self.share = loads.of(SHARE)
         self.own_us = loads.prefill_us(ask.prefill_tokens, cached)
         decodes_us = loads.decode_us(ask.expected_tokens, ask.prefill_tokens)
-        pace = loads.of(PACE)
-        self._empty_step_us = np.where(loads.of(ROLE) == PREFILL, 0.0, pace * loads.of(C0))
-        work_us = pace * (self.own_us + decodes_us)
+        work_us = loads.of(PACE) * (self.own_us + decodes_us)
         self.turn_us: Floats = WORK_ORDER / ask.weight * work_us + (ask.ttft_us - ask.age_us)
         """From now (hyperflexis_common.turns)."""
         self.ahead_us = loads.queued_before_us(self.turn_us)
@@ -118,9 +116,10 @@ class Prospect:
 
     def of(self, at: int) -> dict[str, float]:
         """Those of one of the workers, for the decision."""
-        empty_step_us = float(self._empty_step_us[at])
-        too_long = {"empty_step_us": empty_step_us} if self._ask.tpot_us <= empty_step_us else {}
-        return too_long | {
+        loads = self._loads
+        empty_step_us = float(loads.of(PACE)[at] * loads.of(C0)[at])
+        too_long = self._ask.tpot_us <= empty_step_us and loads.of(ROLE)[at] != PREFILL
+        return ({"empty_step_us": empty_step_us} if too_long else {}) | {
             "requests": float(self.requests[at]),
             "queued_prefill_us": float(self._queued_us[at]),
             "ahead_prefill_us": float(self.ahead_us[at]),

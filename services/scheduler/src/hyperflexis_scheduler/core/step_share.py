@@ -59,12 +59,14 @@ class StepShare:
 
     def harm(self, tokens: float, tpot_us: float) -> Floats:
         """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
-        held_us = self.held_us()
-        with_us = held_us + self._pace * (self._c2 + self._c5 + self._c4 * tokens)
+        each_us = self._c2 + self._c5
+        held_us = self._pace * (self._base + each_us * self.decodes + self._c4 * self.context)
+        more_us = self._pace * (each_us + self._c4 * tokens)
         # What nobody can keep makes no steps shorter; where somebody can, whoever cannot is the worst place for it.
-        kept = bool((tpot_us > self._pace * self._c0).any())
-        tightest_us = np.minimum(self._tightest_us, tpot_us) if kept else self._tightest_us
-        found: Floats = wait(with_us, tightest_us) - wait(held_us, self._tightest_us)
+        kept = tpot_us > float((self._pace * self._c0).min(initial=np.inf))
+        tightest_us = np.minimum(self._tightest_us, min(tpot_us, LONGEST_US) if kept else LONGEST_US)
+        found: Floats = _wait((held_us + more_us) / tightest_us)
+        found -= _wait(held_us / np.minimum(self._tightest_us, LONGEST_US))
         return found
 
     @property
@@ -73,10 +75,9 @@ class StepShare:
         return found
 
 
-def wait(held_us: Floats, tpot_us: Floats) -> Floats:
-    """How many times longer work takes there than on a free worker: 1 / (1 - held share). That it is convex keeps
-    decodes from heaping up; that it is of the time of a step keeps the tight from the loose."""
-    share = held_us / np.minimum(tpot_us, LONGEST_US)
+def _wait(share: Floats) -> Floats:
+    """How many times longer work takes where decodes hold that share of the time: 1 / (1 - share). That it is convex
+    keeps decodes from heaping up; that it is of the time of a step keeps the tight from the loose."""
     found: Floats
     if share.max(initial=0.0) <= FULL:
         found = 1.0 / (1.0 - share)
