@@ -170,6 +170,20 @@ TestEngine = Engine.TestCase
 TestEngine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 
 
+def test_a_prompt_that_yields_its_blocks_is_told_of_whole() -> None:
+    """Two that began hold the pool between them, and neither can go on."""
+    pool = BlockPool(9, 1, prefix_cache=False)
+    planner = StepPlanner(ChunkedPolicy(MODEL, 8, 4))
+    loop = StepLoop(planner, pool)
+    for name, ttft_us in (("older", 1_000), ("later", 2_000)):
+        blocks = pool.allocate(4)
+        assert blocks is not None
+        loop.attach(sequence(name, [1, 2, 3, 4, 5, 6], 1, 0, ttft_us), blocks, 4)
+    plan = loop.plan(0)
+    assert [one.request_id for one in plan.preempted] == ["later"]
+    assert planner.queued(list(loop.running), list(loop.waiting), 0).tokens == 2 + 6
+
+
 def served(
     loop: StepLoop, planner: StepPlanner, model: StepTimeModel, now_us: int, device: ModelledExecutor
 ) -> list[tuple[int, list[str]]]:

@@ -53,25 +53,20 @@ class StepShare:
 
     def held_us(self, more: Floats | float = 0.0, tokens: Floats | float = 0.0) -> Floats:
         """What such a step costs beside its prefill, where prefill fills it: tokens below the plateau are paid for."""
+        base = np.maximum(self._c0 + PLATEAU_TOKENS * (self._c1 - self._c2), 0.0)
         each = (self._c2 + self._c5) * np.maximum(self.decodes + more, 0.0)
-        found: Floats = self._pace * (self._base + each + self._c4 * np.maximum(self.context + tokens, 0.0))
+        found: Floats = self._pace * (base + each + self._c4 * np.maximum(self.context + tokens, 0.0))
         return found
 
     def harm(self, tokens: float, tpot_us: float) -> Floats:
         """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
-        each_us = self._c2 + self._c5
-        held_us = self._pace * (self._base + each_us * self.decodes + self._c4 * self.context)
-        more_us = self._pace * (each_us + self._c4 * tokens)
+        held_us = self.held_us()
+        more_us = self._pace * (self._c2 + self._c5 + self._c4 * tokens)
         # What nobody can keep makes no steps shorter; where somebody can, whoever cannot is the worst place for it.
         kept = tpot_us > float((self._pace * self._c0).min(initial=np.inf))
         tightest_us = np.minimum(self._tightest_us, min(tpot_us, LONGEST_US) if kept else LONGEST_US)
         found: Floats = _wait((held_us + more_us) / tightest_us)
         found -= _wait(held_us / np.minimum(self._tightest_us, LONGEST_US))
-        return found
-
-    @property
-    def _base(self) -> Floats:
-        found: Floats = np.maximum(self._c0 + PLATEAU_TOKENS * (self._c1 - self._c2), 0.0)
         return found
 
 

@@ -180,7 +180,7 @@ class SloPolicy:
         rules, pace, model = self.rules, self._pace, self.model
         due_us = queue.due_us
         alone_us, work_us, worth = self._work(queue)
-        key = due_us + rules.work_order * work_us / worth
+        key = self._turns_us(queue, work_us, worth)
         begun = queue.made > 0
         if rules.give_up:
             first_us = alone_us + now_us + model.base_us * pace
@@ -215,8 +215,11 @@ class SloPolicy:
     def turns_us(self, queue: PrefillQueue) -> Floats:
         """[len(queue)]"""
         _, work_us, worth = self._work(queue)
-        turns: Floats = queue.due_us + self.rules.work_order * work_us / worth
-        return turns
+        return self._turns_us(queue, work_us, worth)
+
+    def _turns_us(self, queue: PrefillQueue, work_us: Floats, worth: Floats) -> Floats:
+        turns_us: Floats = queue.due_us + self.rules.work_order * work_us / worth
+        return turns_us
 
     def _leave(
         self,
