@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from prompt_queue import Pool, Prompt, queue_of
 
 from hyperflexis_common.step_time import StepShape, StepTimeModel
-from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
+from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.slo_rules import SloRules
 from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice
 from hyperflexis_worker.core.worth import Worth, WorthRules
 
@@ -51,6 +52,25 @@ def test_a_prompt_that_would_be_late_may_have_longer_steps() -> None:
     assert policy().choose(0.0, decoding(500_000.0), hurried, Pool()).budget_us == 150_000.0
     calm = queue_of(Prompt(0, 9_000, ttft_us=100_000))
     assert policy().choose(0.0, decoding(500_000.0), calm, Pool()).budget_us == 30_000.0
+
+
+def test_a_step_is_short_while_nobody_needs_a_long_one() -> None:
+    loose = decoding(500_000.0, tpot_us=50_000.0)
+    # 100 ms of prefill; of steps of 35 ms, 33.99 are prefill: twice that are 103 of 206 ms.
+    assert policy().choose(0.0, loose, queue_of(Prompt(0, 10_000, ttft_us=206_000)), Pool()).budget_us == 35_000.0
+    assert policy().choose(0.0, loose, queue_of(Prompt(0, 10_000, ttft_us=205_000)), Pool()).budget_us == 50_000.0
+    assert policy().choose(0.0, loose, queue_of(), Pool()).budget_us == 35_000.0
+
+
+def test_all_who_wait_must_have_ample_time_and_not_the_first_alone() -> None:
+    queue = queue_of(Prompt(0, 2_000, ttft_us=200_000), Prompt(1, 10_000, ttft_us=220_000))
+    assert policy().choose(0.0, decoding(500_000.0, tpot_us=50_000.0), queue, Pool()).budget_us == 50_000.0
+
+
+def test_a_step_that_is_mostly_decodes_is_not_shortened_to_nothing_but_them() -> None:
+    # 2,900 decodes take 30 ms.
+    loose = decoding(*[500_000.0] * 2_900, tpot_us=75_000.0)
+    assert policy().choose(0.0, loose, queue_of(), Pool()).budget_us == 60_000.0
 
 
 def test_a_late_decode_does_not_freeze_prefill() -> None:

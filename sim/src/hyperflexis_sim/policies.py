@@ -29,7 +29,8 @@ from hyperflexis_sim.whole_queue import WholeQueue
 from hyperflexis_worker.core.admission_policy import AdmissionPolicy
 from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
+from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.slo_rules import SloRules
 from hyperflexis_worker.core.step_policy import StepPolicy
 from hyperflexis_worker.core.worth import Worth, WorthRules
 

@@ -82,8 +82,10 @@ class AdmissionPolicy(SloPolicy):
         prefill_us = waiting_us + self.model.prefill_us(request.to_compute, request.computed)
         to_compute = request.to_compute + sum(chosen.request.to_compute for chosen in choice.chunks)
         steps = math.ceil(to_compute / max(self._max_tokens - decodes.count, 1))
-        took_us = self._pace * (prefill_us + steps * self._fixed_us(decodes))
-        due_us, tpot_us = self._tightest(now_us, decodes)
-        kept = due_us == math.inf or took_us <= self._trusted_us(due_us - now_us, decodes) + (steps - 1) * tpot_us
+        took_us = self._pace * (prefill_us + steps * self._budget.fixed_us(decodes))
+        due_us, tpot_us = self._budget.tightest(now_us, self._pace, decodes)
+        kept = (
+            due_us == math.inf or took_us <= self._budget.trusted_us(due_us - now_us, decodes) + (steps - 1) * tpot_us
+        )
         in_time = kept and took_us / steps <= float(decodes.pause_end_us.min()) - now_us
         return in_time or took_us <= self._credit_us + steps * self._floor_us(decodes)

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hyperflexis_common.step_time import StepTimeModel
+
 Floats = npt.NDArray[np.float64]
 Rows = npt.NDArray[np.intp]
 
@@ -167,6 +169,12 @@ class PrefillQueue:
     @property
     def max_tokens(self) -> Floats:
         return self._column(_MAX)
+
+    def prefill_us(self, model: StepTimeModel) -> Floats:
+        """[len] Marginal time of what is left of each."""
+        tokens = self.to_compute
+        taken_us: Floats = tokens * (model.c2_us + model.c3_us * (tokens / 2 + self.computed))
+        return taken_us
 
     @property
     def tier(self) -> Rows:

@@ -8,54 +8,17 @@ take, and fill it with prefill chunks. docs/scheduling.md argues each rule and s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
-from hyperflexis_common.step_time import StepShape, StepTimeModel
-from hyperflexis_common.turns import WORK_ORDER
+from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_worker.core.moore_hodgson import left_behind
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Rows
+from hyperflexis_worker.core.slo_rules import SloRules
+from hyperflexis_worker.core.step_budget import StepBudget
 from hyperflexis_worker.core.step_policy import Chosen, Decodes, GivenUp, Room, StepChoice
 from hyperflexis_worker.core.worth import Worth
-
-
-@dataclass(frozen=True, slots=True)
-class SloRules:
-    """What the policy is tuned by. None of it knows a trace or a GPU; docs/scheduling.md has their sensitivities."""
-
-    slack_share: float = 0.95
-    """Of the tightest decode's slack, what a step may use ..."""
-    margin_us: float = 3_000.0
-    """... less this, or a tenth of the tightest TPOT where that is less: the slack not trusted."""
-    floor_share: float = 0.7
-    """Of the tightest TPOT: no late decode makes steps shorter than this, or it would freeze prefill."""
-    longest_share: float = 1.0
-    """Of the tightest TPOT, however much slack there is: longer steps gain nothing, and are pauses for all. Only a
-    prompt that would be late otherwise may have longer ones ..."""
-    longest_us: float = 150_000.0
-    """... up to this, as steps without decodes may."""
-    work_order: float = WORK_ORDER
-    least_chunk: int = 32
-    """Smaller chunks are not worth their overhead, unless they end a prompt."""
-    share_memory_us: float = 500_000.0
-    """Time constant of the measured share of time that prefill gets."""
-    least_share: float = 0.12
-    pace_rate: float = 0.03
-    """Weight of one step in the mean of actual over predicted step time."""
-    size_weight: bool = True
-    """Victims by size and worth (Moore-Hodgson); else only the hopeless are given up."""
-    patience: float = 0.1
-    """Share of its TTFT that a request left behind waits for a better turn before it is given up."""
-    give_up: bool = True
-    first_in_time: bool = True
-    """A step ends before the first tokens that it makes are due."""
-    reachable: bool = True
-    """A decode that is late already, of a TPOT shorter than a step of nothing but decodes, holds no prefill back: what
-    was promised there nobody can keep. Of its pauses the longest still counts."""
-    budget: bool = True
-    """Chunks set by the decodes' slack; else `max_tokens` alone bounds a step."""
 
 
 class SloPolicy:
@@ -72,6 +35,7 @@ class SloPolicy:
     ) -> None:
         self.model = model
         self.rules = rules or SloRules()
+        self._budget = StepBudget(model, self.rules)
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._lengths = lengths or OutputLengths()
@@ -129,51 +93,7 @@ class SloPolicy:
         return min(max(self._share, self.rules.least_share), 1.0)
 
     def _budget_us(self, now_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> float:
-        rules = self.rules
-        if not decodes.count:
-            return rules.longest_us
-        due_us, tightest_us = self._tightest(now_us, decodes)
-        pause_us = self._trusted_us(float(decodes.pause_end_us.min()) - now_us, decodes)
-        within_us = min(self._trusted_us(due_us - now_us, decodes), pause_us, rules.longest_us)
-        if tightest_us == math.inf:
-            return within_us
-        usual_us = rules.longest_share * tightest_us
-        if within_us > usual_us and not self._hurried(now_us, usual_us, decodes, queue, key):
-            within_us = usual_us
-        return max(within_us, rules.floor_share * tightest_us)
-
-    def _tightest(self, now_us: float, decodes: Decodes) -> tuple[float, float]:
-        """When the first of their next tokens is due, and the tightest TPOT; infinite where all of them are lost."""
-        due_us, tpot_us = decodes.due_us, decodes.tpot_us
-        if self.rules.reachable and due_us.min() <= now_us:
-            kept = (tpot_us > self._pace * self._fixed_us(decodes)) | (due_us > now_us)
-            if not kept.any():
-                return math.inf, math.inf
-            due_us, tpot_us = due_us[kept], tpot_us[kept]
-        return float(due_us.min()), float(tpot_us.min())
-
-    def _trusted_us(self, left_us: float, decodes: Decodes) -> float:
-        """Of the time until something must have happened."""
-        return left_us * self.rules.slack_share - self._margin_us(decodes)
-
-    def _margin_us(self, decodes: Decodes) -> float:
-        return min(self.rules.margin_us, 0.1 * float(decodes.tpot_us.min()))
-
-    def _hurried(self, now_us: float, step_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> bool:
-        """Whether the next in order would be late by steps of this length, all of them its own."""
-        if not len(key) or not np.isfinite(key.min()):
-            return False
-        at = int(key.argmin())
-        alone_us = self._pace * self.model.prefill_us(float(queue.to_compute[at]), float(queue.computed[at]))
-        free_us = step_us - self._pace * self._fixed_us(decodes)
-        left_us = float(queue.due_us[at]) - now_us
-        return left_us > alone_us and alone_us * step_us > max(free_us, 0.1 * step_us) * left_us
-
-    def _fixed_us(self, decodes: Decodes) -> float:
-        """What a step with these decodes takes, by the model, beyond its prefill chunks."""
-        if not decodes.count:
-            return self.model.c0_us + self.model.host_us
-        return self.model.predict_us(StepShape((), decodes.count, int(decodes.context_tokens)))
+        return self._budget.within_us(now_us, self._pace, decodes, queue, key)
 
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
@@ -206,7 +126,7 @@ class SloPolicy:
         """[len(queue)] Each one's prefill; that and the decodes expected after it; what it is worth. Times as they
         really are, pace and all."""
         pace, model, tokens = self._pace, self.model, queue.to_compute
-        alone_us = tokens * (pace * model.c2_us + pace * model.c3_us * (tokens / 2 + queue.computed))
+        alone_us = pace * queue.prefill_us(model)
         decode_tokens = self._lengths.remaining_of(queue)
         context = tokens + queue.computed + decode_tokens / 2
         decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
@@ -264,7 +184,7 @@ class SloPolicy:
     ) -> None:
         model, rules = self.model, self.rules
         tokens, sequences = decodes.count, decodes.count
-        used_us, budget_us = self._fixed_us(decodes), math.inf
+        used_us, budget_us = self._budget.fixed_us(decodes), math.inf
         if rules.budget:
             budget_us = choice.budget_us / self._pace - used_us
         while tokens < self._max_tokens:

@@ -20,7 +20,8 @@ from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.output_lengths import OutputLengths
 from hyperflexis_worker.core.planner import StepPlanner
 from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy, SloRules
+from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.slo_rules import SloRules
 from hyperflexis_worker.core.step_loop import Executor
 from hyperflexis_worker.core.worth import Worth, WorthRules
 from hyperflexis_worker.engine.frames import EngineReady
