@@ -68,6 +68,7 @@ ABLATIONS = [
     Variant("steps by tokens alone (8,192)", OURS + ":budget=false"),
     Variant("no margin from the slack", OURS + ":slack_share=1:margin_us=0"),
     Variant("step fixed at 0.9 of the tightest TPOT", OURS + ":floor_share=0.9:longest_share=0.9"),
+    Variant("steps long though nobody needs it", OURS + ":unhurried_us=1e9"),
     Variant("steps up to 200 ms", OURS + ":longest_share=1e6"),
     Variant("no floor under a step", OURS + ":floor_share=0"),
     Variant("steps longer than first tokens allow", OURS + ":first_in_time=false"),

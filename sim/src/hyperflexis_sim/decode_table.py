@@ -11,11 +11,12 @@ from hyperflexis_worker.core.step_policy import Decodes
 Floats = npt.NDArray[np.float64]
 
 FIELDS = 15
-DUE, PAUSE_END, TPOT, GAP, CREDIT, CONTEXT, LEFT, MADE, LAST, WORST, TOKEN_DUE, PROMISED, LATE, EXPECTED, LIMIT = range(
-    FIELDS
-)
+DUE, TOKEN_DUE, TPOT, PROMISED, CONTEXT, MADE, TO_COME = range(7)
+PAUSE_END, GAP, CREDIT, LAST, WORST, LATE, EXPECTED, LIMIT = range(7, FIELDS)
 """TOKEN_DUE: when the next token is due by arrival + TTFT + k TPOT as promised at first; LATE: tokens that missed it;
-EXPECTED: output tokens that its tier makes on average, as known when it began to decode; LIMIT: and at most."""
+TO_COME: tokens until it is done, below 0 until then; EXPECTED: output tokens that its tier makes on average, as known
+when it began to decode; LIMIT: and at most. In this order what a step adds to is side by side."""
+_DUES, _EACH, _TOKENS = slice(DUE, TPOT), slice(TPOT, CONTEXT), slice(CONTEXT, PAUSE_END)
 
 
 class DecodeTable:
@@ -37,7 +38,7 @@ class DecodeTable:
 
     def least_left(self) -> int:
         """Steps until the first of them ends."""
-        return int(self._table[LEFT, : self.count].min())
+        return -int(self._table[TO_COME, : self.count].max())
 
     def add(self, request: SimRequest, now_us: float, expected_tokens: float) -> None:
         """Its newest token came at `now_us`; at least one more will."""
@@ -47,17 +48,17 @@ class DecodeTable:
         context = request.computed
         self._table[:, at] = (
             request.first_us + request.made * request.tpot_us,
-            now_us + max(request.tpot_us, request.max_gap_us),
+            request.arrival_us + request.promised_ttft_us + request.made * request.promised_tpot_us,
             request.tpot_us,
+            request.promised_tpot_us,
+            context,
+            request.made,
+            request.made - request.output_tokens,
+            now_us + max(request.tpot_us, request.max_gap_us),
             max(request.tpot_us, request.max_gap_us),
             0.0,
-            context,
-            request.output_tokens - request.made,
-            request.made,
             now_us,
             request.worst_gap_us,
-            request.arrival_us + request.promised_ttft_us + request.made * request.promised_tpot_us,
-            request.promised_tpot_us,
             request.late_tokens,
             expected_tokens,
             request.max_tokens,
@@ -76,38 +77,33 @@ class DecodeTable:
             self._advance_some(used, float(ends_us[0]), who)
         else:
             first, last = float(ends_us[0]), float(ends_us[-1])
-            gap = used[LAST]
-            np.subtract(first, gap, out=gap)  # LAST is overwritten below
+            late, worst, came = used[LATE], used[WORST], used[LAST]
+            gap = np.subtract(first, came, out=came)
             if steps > 1:
                 np.maximum(gap, float(np.diff(ends_us).max()), out=gap)
                 deadlines = used[TOKEN_DUE] + np.arange(steps)[:, None] * used[PROMISED]
-                used[LATE] += (ends_us[:, None] > deadlines).sum(axis=0)
+                late += (ends_us[:, None] > deadlines).sum(axis=0)
             else:
-                used[LATE] += used[TOKEN_DUE] < first
-            np.maximum(used[WORST], gap, out=used[WORST])
-            used[LAST] = last
-            used[DUE] += steps * used[TPOT]
-            used[TOKEN_DUE] += steps * used[PROMISED]
-            used[PAUSE_END] = last + used[GAP]
-            used[CONTEXT] += steps
-            used[MADE] += steps
-            used[LEFT] -= steps
+                late += used[TOKEN_DUE] < first
+            np.maximum(worst, gap, out=worst)
+            came.fill(last)
+            dues, tokens = used[_DUES], used[_TOKENS]
+            dues += used[_EACH] if steps == 1 else steps * used[_EACH]
+            tokens += steps
+            np.add(used[GAP], last, out=used[PAUSE_END])
             self.context_tokens += steps * self.count
-        if used[LEFT].min() > 0:
+        if used[TO_COME].max() < 0:
             return []
-        return [self.remove(int(at)) for at in np.flatnonzero(used[LEFT] <= 0)[::-1]]
+        return [self.remove(int(at)) for at in np.flatnonzero(used[TO_COME] >= 0)[::-1]]
 
     def _advance_some(self, used: np.ndarray, now_us: float, who: np.ndarray) -> None:
         step = who.astype(np.float64)
         used[LATE] += who & (used[TOKEN_DUE] < now_us)
         used[WORST] = np.where(who, np.maximum(used[WORST], now_us - used[LAST]), used[WORST])
         used[LAST] = np.where(who, now_us, used[LAST])
-        used[DUE] += step * used[TPOT]
-        used[TOKEN_DUE] += step * used[PROMISED]
+        used[_DUES] += step * used[_EACH]
         used[PAUSE_END] = used[LAST] + used[GAP]
-        used[CONTEXT] += step
-        used[MADE] += step
-        used[LEFT] -= step
+        used[_TOKENS] += step
         self.context_tokens += float(step.sum())
 
     def remove(self, at: int) -> SimRequest:

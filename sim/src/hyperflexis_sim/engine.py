@@ -28,6 +28,7 @@ from hyperflexis_worker.core.step_policy import GivenUp, StepChoice, StepPolicy
 MOST_MOVES = 3
 LONGEST_LEAP = 512
 """Steps; bounds the arrays of a leap."""
+_COUNTED = np.arange(LONGEST_LEAP)
 
 
 class SimEngine:
@@ -47,6 +48,7 @@ class SimEngine:
     ) -> None:
         self.policy = policy
         self.truth = truth
+        self._as_believed = truth == policy.model
         self.kv_tokens = kv_tokens
         self.applied = 0
         self.version = 0
@@ -260,7 +262,7 @@ class SimEngine:
             room = int((self.kv_tokens - self.kv_used) // decoding)
             steps = max(1, min(self.table.least_left(), LONGEST_LEAP, room))
         predicted_us = self._times(self.policy.model, choice, decoding, steps)
-        times_us = self._times(self.truth, choice, decoding, steps)
+        times_us = predicted_us if self._as_believed else self._times(self.truth, choice, decoding, steps)
         took_us = times_us * self._noise.take(times_us)
         ends_us = now_us + np.cumsum(took_us + self._host_us)
         left = len(self.waiting) > len(choice.chunks) or any(c.tokens < c.request.to_compute for c in choice.chunks)
@@ -279,7 +281,7 @@ class SimEngine:
             context *= decodes / max(self.table.count, 1)
         first_us = model.c0_us + model.host_us + pairs_us + model.c4_us * context + model.c5_us * decodes
         first_us += model.c1_us * min(tokens, PLATEAU_TOKENS) + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
-        return first_us + model.c4_us * decodes * np.arange(steps)
+        return first_us + model.c4_us * decodes * _COUNTED[:steps]
 
     def _preempt(self, now_us: float) -> None:
         """KV ran out: the decode with the most slack loses its blocks and is computed again later."""

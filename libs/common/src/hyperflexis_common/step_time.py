@@ -61,6 +61,10 @@ class StepTimeModel:
             + self.host_us
         )
 
+    def decodes_us(self, decodes: int, context_tokens: float) -> float:
+        """A step of nothing but so many decodes, with so much context together; of none: what each step costs."""
+        return self.c0_us + self._linear_us(decodes) + self.c4_us * context_tokens + self.c5_us * decodes + self.host_us
+
     def prefill_us(self, tokens: float, context: float = 0) -> float:
         """Marginal time of prefilling `tokens` after `context`, in steps that are busy anyway."""
         return self.c2_us * tokens + self.c3_us * tokens * (tokens / 2 + context)

@@ -98,17 +98,12 @@ class Prospect:
         self.ahead_us = loads.queued_before_us(self.turn_us)
         """Of the prefill queued, what is served before it."""
 
-    @property
-    def waits_us(self) -> Floats:
-        """Until its turn comes: what is ahead, a step under way with what comes later; or what it reads meanwhile."""
         under_way_us = np.minimum((self._queued_us - self.ahead_us) / self.share, UNDER_WAY_US)
-        waits_us: Floats = self.ahead_us / self.share + under_way_us
-        return waits_us if self._ask.read_us is None else np.maximum(waits_us, self._ask.read_us)
-
-    @property
-    def until_us(self) -> Floats:
+        waits_us = self.ahead_us / self.share + under_way_us
+        self.waits_us: Floats = waits_us if ask.read_us is None else np.maximum(waits_us, ask.read_us)
+        """Until its turn comes: what is ahead, a step under way with what comes later; or what it reads meanwhile."""
+        self.until_us: Floats = self.waits_us + self.own_us / self.share
         """Until its first token: its own prefill too."""
-        return self.waits_us + self.own_us / self.share
 
     @property
     def ttft_us(self) -> Floats:
@@ -125,7 +120,7 @@ class Prospect:
             "ahead_prefill_us": float(self.ahead_us[at]),
             "own_prefill_us": float(self.own_us[at]),
             "prefill_share": float(self.share[at]),
-            "predicted_ttft_us": float(self.ttft_us[at]),
+            "predicted_ttft_us": self._ask.age_us + float(self.until_us[at]),
             "turn_us": float(self.turn_us[at]),
         }
 

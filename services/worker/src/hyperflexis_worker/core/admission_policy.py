@@ -13,6 +13,7 @@ import numpy as np
 
 from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Waiting
 from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.core.step_budget import StepBudget
 from hyperflexis_worker.core.step_policy import Chosen, Decodes, Room, StepChoice
 
 
@@ -34,11 +35,15 @@ class AdmissionPolicy(SloPolicy):
     def _floor_us(self, decodes: Decodes) -> float:
         return self.rules.floor_share * float(decodes.tpot_us.min())
 
-    def _budget_us(self, now_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> float:
-        return 0.0
-
     def _fill(
-        self, now_us: float, key: Floats, decodes: Decodes, queue: PrefillQueue, room: Room, choice: StepChoice
+        self,
+        now_us: float,
+        key: Floats,
+        decodes: Decodes,
+        queue: PrefillQueue,
+        room: Room,
+        budget: StepBudget,
+        choice: StepChoice,
     ) -> None:
         tokens, sequences = decodes.count, decodes.count
         begun = np.flatnonzero((queue.computed > 0) & np.isfinite(key))
@@ -57,7 +62,7 @@ class AdmissionPolicy(SloPolicy):
                 return
             key[at] = np.inf
             request = queue.requests[at]
-            if not self._affordable(now_us, request, waiting_us, decodes, choice):
+            if not self._affordable(now_us, request, waiting_us, decodes, budget, choice):
                 return
             taken = self._take(request, room, tokens, choice)
             if taken:
@@ -74,7 +79,13 @@ class AdmissionPolicy(SloPolicy):
         return chunk
 
     def _affordable(
-        self, now_us: float, request: Waiting, waiting_us: float, decodes: Decodes, choice: StepChoice
+        self,
+        now_us: float,
+        request: Waiting,
+        waiting_us: float,
+        decodes: Decodes,
+        budget: StepBudget,
+        choice: StepChoice,
     ) -> bool:
         """Whether the decodes keep their promises though the engine does all of this, and what it has, in its steps."""
         if not decodes.count:
@@ -82,10 +93,8 @@ class AdmissionPolicy(SloPolicy):
         prefill_us = waiting_us + self.model.prefill_us(request.to_compute, request.computed)
         to_compute = request.to_compute + sum(chosen.request.to_compute for chosen in choice.chunks)
         steps = math.ceil(to_compute / max(self._max_tokens - decodes.count, 1))
-        took_us = self._pace * (prefill_us + steps * self._budget.fixed_us(decodes))
-        due_us, tpot_us = self._budget.tightest(now_us, self._pace, decodes)
-        kept = (
-            due_us == math.inf or took_us <= self._budget.trusted_us(due_us - now_us, decodes) + (steps - 1) * tpot_us
-        )
+        took_us = self._pace * prefill_us + steps * budget.fixed_us
+        due_us, tpot_us = budget.tightest()
+        kept = due_us == math.inf or took_us <= budget.trusted_us(due_us) + (steps - 1) * tpot_us
         in_time = kept and took_us / steps <= float(decodes.pause_end_us.min()) - now_us
         return in_time or took_us <= self._credit_us + steps * self._floor_us(decodes)

@@ -35,7 +35,6 @@ class SloPolicy:
     ) -> None:
         self.model = model
         self.rules = rules or SloRules()
-        self._budget = StepBudget(model, self.rules)
         self._max_tokens = max_tokens
         self._max_sequences = max_sequences
         self._lengths = lengths or OutputLengths()
@@ -48,9 +47,10 @@ class SloPolicy:
     def choose(self, now_us: float, decodes: Decodes, queue: PrefillQueue, room: Room) -> StepChoice:
         choice = StepChoice()
         key = self._order(now_us, queue, choice) if len(queue) else _NOBODY
-        choice.budget_us = self._budget_us(now_us, decodes, queue, key)
+        budget = StepBudget(self.rules, self.model, self._pace, now_us, decodes)
+        choice.budget_us = budget.within_us(queue, key)
         if len(queue):
-            self._fill(now_us, key, decodes, queue, room, choice)
+            self._fill(now_us, key, decodes, queue, room, budget, choice)
         return choice
 
     def stepped(
@@ -91,9 +91,6 @@ class SloPolicy:
     @property
     def _time_share(self) -> float:
         return min(max(self._share, self.rules.least_share), 1.0)
-
-    def _budget_us(self, now_us: float, decodes: Decodes, queue: PrefillQueue, key: Floats) -> float:
-        return self._budget.within_us(now_us, self._pace, decodes, queue, key)
 
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""
@@ -180,11 +177,18 @@ class SloPolicy:
         return 10_000.0
 
     def _fill(
-        self, now_us: float, key: Floats, decodes: Decodes, queue: PrefillQueue, room: Room, choice: StepChoice
+        self,
+        now_us: float,
+        key: Floats,
+        decodes: Decodes,
+        queue: PrefillQueue,
+        room: Room,
+        budget: StepBudget,
+        choice: StepChoice,
     ) -> None:
         model, rules = self.model, self.rules
         tokens, sequences = decodes.count, decodes.count
-        used_us, budget_us = self._budget.fixed_us(decodes), math.inf
+        used_us, budget_us = budget.fixed_us / self._pace, math.inf
         if rules.budget:
             budget_us = choice.budget_us / self._pace - used_us
         while tokens < self._max_tokens:
