@@ -25,13 +25,13 @@ from transformers import AutoModelForCausalLM
 
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.sequence import Sampling
-from hyperflexis_worker.core.sequence import Sequence as EngineSequence
-from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.embedded.executor import DTYPES, TorchExecutor
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.sequence import Sampling
+from hyperflexis_worker.steps.sequence import Sequence as EngineSequence
+from hyperflexis_worker.steps.step_loop import StepLoop
 
 TARGETS = {"one": 1.0, "sixteen": 3.0, "traffic": 3.0}
 """Of the engine's tokens/s over transformers'."""

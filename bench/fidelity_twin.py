@@ -25,9 +25,9 @@ from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import Workload
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.step_policy import StepPolicy
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.step_policy import StepPolicy
 
 KV_TOKENS = (BLOCKS - 1) * BLOCK_TOKENS
 """One block is reserved."""

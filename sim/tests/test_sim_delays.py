@@ -10,7 +10,7 @@ from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.request import FINISHED, SimRequest
 from hyperflexis_sim.worker_kind import WorkerKind
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, 0.0, host_us=0.0)
 

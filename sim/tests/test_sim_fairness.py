@@ -15,8 +15,8 @@ from hyperflexis_sim.request import SimRequest
 from hyperflexis_sim.tiers import Promise, promise
 from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_sim.workload import Workload
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.worth import Worth, WorthRules
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.worth import Worth, WorthRules
 
 CHAT, SUMMARISE = promise("chat", 500, 50), promise("summarise", 15_000, 150)
 PROMPTS = {"chat": (1_500, 100), "summarise": (3_000, 200), "instant": (500, 400)}

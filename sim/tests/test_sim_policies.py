@@ -12,7 +12,7 @@ from hyperflexis_sim.cluster import Cluster
 from hyperflexis_sim.policies import POLICIES, policy_of
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
 from hyperflexis_sim.worker_kind import WorkerKind
-from hyperflexis_worker.core.slo_policy import SloPolicy
+from hyperflexis_worker.steps.slo_policy import SloPolicy
 
 TIERS = {"chat": (5e5, 5e4, 1_500, 150), "code": (5e5, 3e4, 130, 50), "summarise": (15e6, 15e4, 2_500, 200)}
 """TTFT, TPOT; means of prompt and output tokens."""

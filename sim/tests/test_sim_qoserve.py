@@ -8,8 +8,8 @@ import pytest
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_worker.core.prefill_queue import PrefillQueue
-from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, Offer, StepChoice
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue
+from hyperflexis_worker.steps.step_policy import NO_DECODES, Decodes, Offer, StepChoice
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
 """1 ms and 10 us a token: a step of 512 takes 6.12 ms."""

@@ -38,15 +38,15 @@ from transformers import (
 
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_loop import StepLoop
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.executor import TorchExecutor
 from hyperflexis_worker.embedded.profile import Bench, Limits, errors, fit, measure, sweep
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_loop import StepLoop
+from hyperflexis_worker.steps.step_plan import Chunk
 
 DEVICE = "cuda:0"
 BLOCK_TOKENS = 64

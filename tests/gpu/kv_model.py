@@ -12,8 +12,6 @@ import torch
 from kv_side import Blocks, Side, milliseconds
 
 from hyperflexis_common.attempt import NO_ATTEMPT
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.cuda.peer import PeerTransport
 from hyperflexis_worker.cuda.pool_memory import PoolMemory
 from hyperflexis_worker.embedded.attention import ReferenceAttention
@@ -22,6 +20,8 @@ from hyperflexis_worker.embedded.kv_pool import KvPool
 from hyperflexis_worker.embedded.model import Decoder
 from hyperflexis_worker.embedded.model_config import ModelConfig
 from hyperflexis_worker.embedded.weights import ALIGNMENT, TensorEntry, Weights, slots
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 BLOCK_TOKENS = 64
 CHUNK = 512

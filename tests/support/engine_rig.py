@@ -19,13 +19,13 @@ from hyperflexis_common.clock import SystemClock
 from hyperflexis_common.config import ModelSettings
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.__main__ import SETTINGS_VARIABLE
 from hyperflexis_worker.engine.command_socket import CommandSocket
 from hyperflexis_worker.engine.factory import BuiltEngine, build_engine
 from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.kv.mover_thread import MoverThread
+from hyperflexis_worker.steps.sequence import Sampling
 
 Frame = TypeVar("Frame", bound=frames.FromEngine)
 VOCAB = 1_000

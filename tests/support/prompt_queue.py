@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hyperflexis_worker.core.prefill_queue import PrefillQueue
-from hyperflexis_worker.core.step_policy import Decodes, Offer
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue
+from hyperflexis_worker.steps.step_policy import Decodes, Offer
 
 
 @dataclass(slots=True, eq=False)

@@ -18,18 +18,18 @@ from hyperflexis.common.v1 import sampling_pb2, slo_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_common.tokens import pack
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.effects import AddSequence, AttachSequence, DropSequence, RevokeSequence
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.sampled import Sampled
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_loop import StepLoop, StepResult
-from hyperflexis_worker.core.step_plan import StepPlan
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.caches import Caches
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.sampled import Sampled
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_loop import StepLoop, StepResult
+from hyperflexis_worker.steps.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from virtual_worker import Worker

@@ -17,7 +17,8 @@ from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_worker.core import effects as worker_effects
 from hyperflexis_worker.core.engine_event import EngineEvent
-from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
+from hyperflexis_worker.core.profile import WorkerProfile
+from hyperflexis_worker.core.worker import WorkerCore
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.translation import move_event, move_frame
 

@@ -10,7 +10,8 @@ from hyperflexis_common.attempt import Attempt, WorkerKey
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.core.effects import Effect, ToFeed, ToScheduler
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
-from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
+from hyperflexis_worker.core.profile import WorkerProfile
+from hyperflexis_worker.core.worker import WorkerCore
 
 Update = ws.RequestUpdate
 SECOND = 1_000_000

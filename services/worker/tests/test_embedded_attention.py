@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hyperflexis_common.attempt import NO_ATTEMPT
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.attention import ReferenceAttention
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.kv_pool import KvPool
 from hyperflexis_worker.embedded.model_config import ModelConfig
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 CPU = torch.device("cpu")
 BLOCKS, LAYERS, HEADS, KV_HEADS, DIM = 200, 3, 6, 2, 4

@@ -13,7 +13,7 @@ from oracle_models import VOCAB, make_model, random_prompt, save
 
 from hyperflexis_common.config import ModelSettings
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.sequence import Sampling
+from hyperflexis_worker.steps.sequence import Sampling
 
 LENGTH = 300
 RULES = {

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from oracle_models import MODELS, VOCAB, continuation, make_model, random_prompt, save
 
 from hyperflexis_common.attempt import NO_ATTEMPT
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_loop import StepLoop
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.executor import TorchExecutor
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_loop import StepLoop
+from hyperflexis_worker.steps.step_plan import Chunk
 
 MODEL = SEEDS["test/tiny/tp1"]
 OUTPUT, LENGTHS = 12, (1, 2, 15, 16, 17, 40, 97)

@@ -12,9 +12,9 @@ from transformers import RepetitionPenaltyLogitsProcessor
 from hyperflexis.common.v1.sampling_pb2 import SamplingParams
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.sampling import features_asked
-from hyperflexis_worker.core.sequence import Sampling, Sequence
 from hyperflexis_worker.embedded.mix64 import GOLDEN, MASK, mix64, signed
 from hyperflexis_worker.embedded.sampling import FEATURES, Sampler
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
 
 VOCAB = 50
 

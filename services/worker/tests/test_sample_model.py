@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hyperflexis_common.attempt import NO_ATTEMPT
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.executor import TorchExecutor
 from hyperflexis_worker.sample_model import FILES, SampleShape, write_sample_model
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 SMALL = SampleShape(hidden=128, layers=2, vocab=1_024, context=256)
 TEXT = "A function is an object, as “every” name in Python — naïve or not."

@@ -6,9 +6,9 @@ import numpy as np
 from prompt_queue import Pool, Prompt, queue_of
 
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.admission_policy import AdmissionPolicy
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice
+from hyperflexis_worker.steps.admission_policy import AdmissionPolicy
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_policy import NO_DECODES, Decodes, StepChoice
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
 """1 ms and 10 us a token."""

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from hyperflexis_worker.core.blocks import EVENT_LIMIT, BlockPool
-from hyperflexis_worker.core.holds import Holds
+from hyperflexis_worker.steps.blocks import EVENT_LIMIT, BlockPool
+from hyperflexis_worker.steps.holds import Holds
 
 
 class PoolHistory(RuleBasedStateMachine):

@@ -8,7 +8,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis.worker.v1 import token_feed_pb2 as tf
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.effects import AddSequence, DropScheduler, DropSequence, Leave, RevokeSequence, ToScheduler
-from hyperflexis_worker.core.requests import HALF_LIMIT_US
+from hyperflexis_worker.core.halves import HALF_LIMIT_US
 
 
 def test_registration_is_answered_with_a_snapshot() -> None:

@@ -18,13 +18,13 @@ from hyperflexis_common.clock import SystemClock
 from hyperflexis_common.config import ModelSettings
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.command_socket import CommandSocket
 from hyperflexis_worker.engine.factory import build_engine
 from hyperflexis_worker.engine.handle import EngineHandle
 from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.modelled import reference_tokens
+from hyperflexis_worker.steps.sequence import Sampling
 
 MODEL = ModelSettings(name="m", vocab_size=1_000, context_length=512)
 

@@ -7,9 +7,9 @@ import pytest
 
 from hyperflexis_common.config import ModelSettings, load_settings
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.slo_policy import SloPolicy
 from hyperflexis_worker.engine.factory import build_engine
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.slo_policy import SloPolicy
 
 YAML = """
 models: [{name: m, context_length: 128, vocab_size: 300}]

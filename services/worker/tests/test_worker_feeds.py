@@ -13,8 +13,8 @@ from hyperflexis_common.tokens import extend_crc, pack, unpack, unpack_floats
 from hyperflexis_worker.core.effects import AddSequence, DropSequence, ToFeed
 from hyperflexis_worker.core.engine_event import EngineEvent, NewTokens
 from hyperflexis_worker.core.retained import RETAIN_US
-from hyperflexis_worker.core.sampled import TokenLogprobs
 from hyperflexis_worker.core.streams import ORPHAN_GRACE_US
+from hyperflexis_worker.steps.sampled import TokenLogprobs
 
 
 def test_generation_goes_on_after_the_committed_tokens() -> None:

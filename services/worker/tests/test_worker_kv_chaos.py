@@ -16,21 +16,21 @@ from memory_wire import MemoryTransport, MemoryWire
 
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.clock import FakeClock
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import SEEDS
 from hyperflexis_common.tokens import unpack
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.engine import kv_frames as kv
 from hyperflexis_worker.engine.caches import Caches
 from hyperflexis_worker.kv.mover import Mover
 from hyperflexis_worker.kv.peer_metadata import PeerMetadata
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.step_loop import StepLoop
 
 VOCAB = 1_000
 MODEL = SEEDS["test/tiny/tp1"]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.step_time import SEEDS
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 VOCAB = 1_000
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6, 5]

@@ -8,19 +8,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import SEEDS, StepTimeModel
-from hyperflexis_worker.core.admission_policy import AdmissionPolicy
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.step_loop import StepLoop
-from hyperflexis_worker.core.step_plan import Chunk
-from hyperflexis_worker.core.step_policy import StepPolicy
 from hyperflexis_worker.modelled import ModelledExecutor, ModelledPool, reference_tokens
+from hyperflexis_worker.steps.admission_policy import AdmissionPolicy
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.step_loop import StepLoop
+from hyperflexis_worker.steps.step_plan import Chunk
+from hyperflexis_worker.steps.step_policy import StepPolicy
 
 VOCAB = 1_000
 MODEL = SEEDS["test/tiny/tp1"]

@@ -10,12 +10,12 @@ from worker_rig import ready
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.turns import TURNS_US
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
 from hyperflexis_worker.core.engine_event import EngineEvent
-from hyperflexis_worker.core.queue_load import queue_load
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_policy import NO_DECODES
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.queue_load import queue_load
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_policy import NO_DECODES
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.01, 0.0, host_us=0.0)
 

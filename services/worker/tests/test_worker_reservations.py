@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from hyperflexis_common.attempt import Attempt
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.holds import Holds
-from hyperflexis_worker.core.reservations import Reservations
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.holds import Holds
+from hyperflexis_worker.steps.reservations import Reservations
 
 NAMES = st.sampled_from("abc")
 ATTEMPTS = st.builds(Attempt, st.just(1), st.integers(1, 2))

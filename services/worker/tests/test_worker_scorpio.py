@@ -8,9 +8,9 @@ import pytest
 from prompt_queue import Pool, Prompt, decodes_of, queue_of
 
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.prefill_queue import PrefillQueue
-from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.step_policy import NO_DECODES
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue
+from hyperflexis_worker.steps.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.steps.step_policy import NO_DECODES
 
 PREFILL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
 """1 ms and 10 us a token."""

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from prompt_queue import Pool, Prompt, queue_of
 
 from hyperflexis_common.step_time import StepShape, StepTimeModel
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice
-from hyperflexis_worker.core.worth import Worth, WorthRules
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_policy import NO_DECODES, Decodes, StepChoice
+from hyperflexis_worker.steps.worth import Worth, WorthRules
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
 """1 ms and 10 us a token."""

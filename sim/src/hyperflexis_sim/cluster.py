@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.dispatch_policy import Ask, DispatchPolicy, Prospect, in_time
@@ -27,8 +28,7 @@ from hyperflexis_sim.request import REFUSED, SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.wires import WireRules
 from hyperflexis_sim.worker_kind import WorkerKind
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.step_policy import GivenUp, StepPolicy
+from hyperflexis_worker.steps.step_policy import GivenUp, StepPolicy
 
 REBALANCE_US = 100_000.0
 """Between two rounds."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.decode_placement import Decode
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_scheduler.core.migration import Running
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_worker.core.output_lengths import OutputLengths
 
 
 @dataclass(slots=True, eq=False)

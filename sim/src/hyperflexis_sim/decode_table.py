@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_worker.core.step_policy import Decodes
+from hyperflexis_worker.steps.step_policy import Decodes
 
 Floats = npt.NDArray[np.float64]
 

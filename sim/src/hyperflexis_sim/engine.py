@@ -11,24 +11,21 @@ from collections.abc import Callable
 
 import numpy as np
 
-from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
+from hyperflexis_common.output_lengths import OutputLengths
+from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
 from hyperflexis_sim.engine_moves import EngineMoves
 from hyperflexis_sim.engine_report import EngineReport
 from hyperflexis_sim.engine_room import EngineRoom
-from hyperflexis_sim.engine_run import Run
+from hyperflexis_sim.engine_run import LONGEST_LEAP, Run, times_us
 from hyperflexis_sim.noise import Noise
 from hyperflexis_sim.prefix_cache import PrefixCache
 from hyperflexis_sim.request import FINISHED, RUNNING, SimRequest
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.prefill_queue import PrefillQueue
-from hyperflexis_worker.core.queue_load import queue_load
-from hyperflexis_worker.core.step_policy import GivenUp, StepChoice, StepPolicy
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue
+from hyperflexis_worker.steps.queue_load import queue_load
+from hyperflexis_worker.steps.step_policy import GivenUp, StepPolicy
 
 MOST_MOVES = 3
-LONGEST_LEAP = 512
-"""Steps; bounds the arrays of a leap."""
-_COUNTED = np.arange(LONGEST_LEAP)
 
 
 class SimEngine:
@@ -261,27 +258,15 @@ class SimEngine:
         ):
             room = int((self.kv_tokens - self.kv_used) // decoding)
             steps = max(1, min(self.table.least_left(), LONGEST_LEAP, room))
-        predicted_us = self._times(self.policy.model, choice, decoding, steps)
-        times_us = predicted_us if self._as_believed else self._times(self.truth, choice, decoding, steps)
-        took_us = times_us * self._noise.take(times_us)
+        context = self.table.context_tokens * (decoding / max(self.table.count, 1))
+        predicted_us = times_us(self.policy.model, choice, decoding, context, steps)
+        true_us = predicted_us if self._as_believed else times_us(self.truth, choice, decoding, context, steps)
+        took_us = true_us * self._noise.take(true_us)
         ends_us = now_us + np.cumsum(took_us + self._host_us)
         left = len(self.waiting) > len(choice.chunks) or any(c.tokens < c.request.to_compute for c in choice.chunks)
         for request in joined:
             request.longest_move_us = max(request.longest_move_us, float(ends_us[0]) - request.last_us)
         self._run = Run(choice, decodes, ends_us, predicted_us, took_us, left)
-
-    def _times(self, model: StepTimeModel, choice: StepChoice, decodes: int, steps: int) -> np.ndarray:
-        """As StepTimeModel.predict_us, for `steps` steps in which each decode's context grows by one."""
-        tokens, pairs_us = decodes, 0.0
-        for request, chunk in choice.chunks:
-            tokens += chunk
-            pairs_us += model.c3_us * chunk * (chunk / 2 + request.computed)
-        context = self.table.context_tokens
-        if choice.decode is not None:
-            context *= decodes / max(self.table.count, 1)
-        first_us = model.c0_us + model.host_us + pairs_us + model.c4_us * context + model.c5_us * decodes
-        first_us += model.c1_us * min(tokens, PLATEAU_TOKENS) + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
-        return first_us + model.c4_us * decodes * _COUNTED[:steps]
 
     def _preempt(self, now_us: float) -> None:
         """KV ran out: the decode with the most slack loses its blocks and is computed again later."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hyperflexis_worker.core.blocks import CacheEvents
-from hyperflexis_worker.core.queue_load import QueueLoad
+from hyperflexis_worker.steps.blocks import CacheEvents
+from hyperflexis_worker.steps.queue_load import QueueLoad
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
 from hyperflexis_sim.prefix_cache import BLOCK_TOKENS, PrefixCache
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.prefill_queue import PrefillQueue, Waiting
-from hyperflexis_worker.core.step_policy import Offer
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue, Waiting
+from hyperflexis_worker.steps.step_policy import Offer
 
 
 class EngineRoom:

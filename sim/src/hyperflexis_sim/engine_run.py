@@ -6,7 +6,25 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hyperflexis_worker.core.step_policy import Decodes, StepChoice
+from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
+from hyperflexis_worker.steps.step_policy import Decodes, StepChoice
+
+LONGEST_LEAP = 512
+"""Steps; bounds the arrays of a leap."""
+_COUNTED = np.arange(LONGEST_LEAP)
+
+
+def times_us(model: StepTimeModel, choice: StepChoice, decodes: int, context: float, steps: int) -> np.ndarray:
+    """[steps] As StepTimeModel.predict_us, of steps that begin with so much context, in which each decode's grows by
+    one."""
+    tokens, pairs_us = decodes, 0.0
+    for request, chunk in choice.chunks:
+        tokens += chunk
+        pairs_us += model.c3_us * chunk * (chunk / 2 + request.computed)
+    first_us = model.c0_us + model.host_us + pairs_us + model.c4_us * context + model.c5_us * decodes
+    first_us += model.c1_us * min(tokens, PLATEAU_TOKENS) + model.c2_us * max(0, tokens - PLATEAU_TOKENS)
+    found: np.ndarray = first_us + model.c4_us * decodes * _COUNTED[:steps]
+    return found
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from hyperflexis_sim.score import scores
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.wires import WireRules
 from hyperflexis_sim.workload import Workload
-from hyperflexis_worker.core.worth import WorthRules
+from hyperflexis_worker.steps.worth import WorthRules
 
 STEP_NOISE = 0.05
 DRAIN_S = 120.0

@@ -9,7 +9,7 @@ from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.ledger import Ledger
 from hyperflexis_scheduler.core.loads import WorkerLoads
 from hyperflexis_sim.engine_report import EngineReport
-from hyperflexis_worker.core.queue_load import QueueLoad
+from hyperflexis_worker.steps.queue_load import QueueLoad
 
 
 class LoadLedger:

@@ -26,13 +26,13 @@ from hyperflexis_sim.qoserve_policy import QoServePolicy
 from hyperflexis_sim.slo_dispatch_baselines import LlumnixSlo, PolyServe
 from hyperflexis_sim.tier_partition import TierPartition
 from hyperflexis_sim.whole_queue import WholeQueue
-from hyperflexis_worker.core.admission_policy import AdmissionPolicy
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_policy import StepPolicy
-from hyperflexis_worker.core.worth import Worth, WorthRules
+from hyperflexis_worker.steps.admission_policy import AdmissionPolicy
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_policy import StepPolicy
+from hyperflexis_worker.steps.worth import Worth, WorthRules
 
 _OURS = "hyperflexis"
 SEQUENCES = 256

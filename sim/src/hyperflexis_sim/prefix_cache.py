@@ -7,7 +7,7 @@ runs pushes cached blocks out, least recently used first, exactly when the pool 
 from __future__ import annotations
 
 from hyperflexis_sim.request import SimRequest
-from hyperflexis_worker.core.blocks import BlockPool, CacheEvents
+from hyperflexis_worker.steps.blocks import BlockPool, CacheEvents
 
 BLOCK_TOKENS = 512
 """Mooncake's traces name prompts in these. Whoever shares less than a block shares nothing."""

@@ -18,8 +18,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 
 from hyperflexis_common.step_time import StepShape, StepTimeModel
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue
-from hyperflexis_worker.core.step_policy import Chosen, Decodes, Room, StepChoice
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue
+from hyperflexis_worker.steps.step_policy import Chosen, Decodes, Room, StepChoice
 
 CHUNKS = (128, *range(256, 2049, 256), 2552)
 """Tokens of a step, its decodes included, that are tried; the smallest is used whatever the slack."""

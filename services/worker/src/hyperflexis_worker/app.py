@@ -25,7 +25,8 @@ from hyperflexis_common.server import (
 )
 from hyperflexis_common.step_time import load_profile
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.worker import WorkerCore, WorkerProfile
+from hyperflexis_worker.core.profile import WorkerProfile
+from hyperflexis_worker.core.worker import WorkerCore
 from hyperflexis_worker.engine.frames import EngineFailed, EngineReady
 from hyperflexis_worker.engine.handle import EngineHandle
 from hyperflexis_worker.metrics import PullOutcomes, WorkerMetrics

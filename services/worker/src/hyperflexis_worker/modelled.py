@@ -21,10 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.sampled import Sampled
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_plan import Chunk, StepPlan
 from hyperflexis_worker.kv.storage import HostStorage
+from hyperflexis_worker.steps.sampled import Sampled
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_plan import Chunk, StepPlan
 
 ENGINE_VERSION = b"modelled-2"
 

@@ -22,8 +22,8 @@ from hyperflexis_worker.core.effects import (
 )
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.move_event import Exported, Linked, MoveEvent, Pulled, Reserved
-from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.engine import frames, kv_frames
+from hyperflexis_worker.steps.sequence import Sequence
 
 
 def add_frame(number: int, sequence: Sequence, now_us: int) -> frames.Add:

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections import Counter
 
 from hyperflexis.scheduler.v1 import router_session_pb2, scheduler_service_pb2
+from hyperflexis_common.output_lengths import OutputLengths
 
 MAX_TIERS = 64
 OTHER = "other"
-PRIOR_TOKENS = 128.0
-"""Output tokens believed of a tier that nothing is known of yet."""
 
 
 class Tally:
     def __init__(self) -> None:
         self._tiers: dict[str, scheduler_service_pb2.TierLoad] = {}
-        self._answers: Counter[str] = Counter()
-        """By tier: those of known length."""
+        self._lengths = OutputLengths()
         self.placements: Counter[str] = Counter()
         """By reason."""
         self.refusals: Counter[str] = Counter()
@@ -34,8 +32,7 @@ class Tally:
 
     def output_tokens(self, name: str) -> float:
         """That requests of this tier make on average."""
-        answers = self._answers[name]
-        return self.tier(name).output_tokens / answers if answers else PRIOR_TOKENS
+        return self._lengths.mean(self.tier(name).tier)
 
     def finished(self, name: str, prompt_tokens: int, output_tokens: int) -> None:
         """`output_tokens`: 0 where nobody has said how many."""
@@ -43,7 +40,8 @@ class Tally:
         tier.finished += 1
         tier.prompt_tokens += prompt_tokens
         tier.output_tokens += output_tokens
-        self._answers[tier.tier] += output_tokens > 0
+        if output_tokens:
+            self._lengths.learn(tier.tier, output_tokens)
 
     def refused(self, tier: str, reason: router_session_pb2.RefusalReason.ValueType) -> None:
         self.tier(tier).refused += 1

@@ -9,7 +9,7 @@ from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.promise import longest_gap_us
 from hyperflexis_common.sampling import features_asked
-from hyperflexis_worker.core.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
 
 
 def fault_of(start: token_feed_pb2.Start, capabilities: capability_pb2.EngineCapabilities) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2, worker_service_pb2
 from hyperflexis_common.attempt import Attempt
-from hyperflexis_worker.core.sequence import Sequence
+from hyperflexis_worker.steps.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

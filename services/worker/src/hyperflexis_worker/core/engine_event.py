@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from hyperflexis.common.v1 import capability_pb2, sampling_pb2, slo_pb2
 from hyperflexis_common.attempt import Attempt
-from hyperflexis_worker.core.sampled import TokenLogprobs
+from hyperflexis_worker.steps.sampled import TokenLogprobs
 
 
 class NewTokens(NamedTuple):

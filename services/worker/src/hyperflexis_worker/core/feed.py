@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_worker.core.request import Request
-from hyperflexis_worker.core.sampled import TokenLogprobs
+from hyperflexis_worker.steps.sampled import TokenLogprobs
 
 
 @dataclass(slots=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
 
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
@@ -31,12 +30,10 @@ from hyperflexis_worker.core.move_event import (
 from hyperflexis_worker.core.peer_links import PeerLinks
 from hyperflexis_worker.core.prefix_leases import PrefixLeases
 from hyperflexis_worker.core.prefix_pulls import PrefixPulls
+from hyperflexis_worker.core.profile import WorkerProfile
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.request import Request
-
-if TYPE_CHECKING:
-    from hyperflexis_worker.core.requests import Requests
-    from hyperflexis_worker.core.worker import WorkerProfile
+from hyperflexis_worker.core.requests import Requests
 
 Update = worker_session_pb2.RequestUpdate
 

@@ -60,6 +60,15 @@ class Reporter:
         )
         self._updates.append((update, at_us))
 
+    def reject(self, request_id: str, attempt: Attempt, reason: str) -> None:
+        decision = slo_pb2.Decision(kind="reject", reason=reason)
+        self.update(request_id, attempt, worker_session_pb2.RequestUpdate.KIND_REJECTED, decision=decision)
+
+    def not_started(self, request_id: str, attempt: Attempt, missing: str) -> None:
+        """`missing`: run or start, whichever did not come."""
+        decision = slo_pb2.Decision(kind="not_started", reason=f"no_{missing}")
+        self.update(request_id, attempt, worker_session_pb2.RequestUpdate.KIND_NOT_STARTED, decision=decision)
+
     def ripe(self, standing: Standing, now_us: int) -> bool:
         """Is it worth asking `due`?"""
         if self._at_once or standing != self._sent_standing:

@@ -10,7 +10,7 @@ from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.engine_event import EndedAttempt, NewTokens
-from hyperflexis_worker.core.sampled import TokenLogprobs
+from hyperflexis_worker.steps.sampled import TokenLogprobs
 
 PREEMPTIONS_TOLD = 4
 """Of one attempt: where the pool is short there may be many, and the end tells how many."""

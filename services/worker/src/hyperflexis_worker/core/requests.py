@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from hyperflexis.common.v1 import sampling_pb2, slo_pb2
+from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import tokens as packing
@@ -15,17 +14,13 @@ from hyperflexis_worker.core.effects import AddSequence, DropSequence, Effect, R
 from hyperflexis_worker.core.engine_event import EndedAttempt, EngineEvent, NewTokens
 from hyperflexis_worker.core.engine_view import EngineView
 from hyperflexis_worker.core.feed import Feed
+from hyperflexis_worker.core.halves import Halves
+from hyperflexis_worker.core.profile import WorkerProfile
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.request import Request
 from hyperflexis_worker.core.retained import Retained
 from hyperflexis_worker.core.streams import Gone, Streams
 from hyperflexis_worker.core.tombstones import EVERY_ATTEMPT, Tombstones
-
-if TYPE_CHECKING:
-    from hyperflexis_worker.core.worker import WorkerProfile
-
-HALF_LIMIT_US = 1_000_000
-"""A Run without Start, or a Start without Run, is dropped after this."""
 
 Update = worker_session_pb2.RequestUpdate
 
@@ -38,7 +33,7 @@ class Requests:
         self._reporter = reporter
         self._effects = effects
         self._requests: dict[str, Request] = {}
-        self._halves: dict[str, Request] = {}
+        self._halves = Halves()
         self._retained = Retained()
         self._streams = Streams(feeds, effects)
         self.tombstones = Tombstones()
@@ -56,9 +51,9 @@ class Requests:
         if self.tombstones.forbids(run.request_id, attempt, now_us):
             self._reporter.update(run.request_id, attempt, Update.KIND_CANCELLED)
         elif draining:
-            self.reject(run.request_id, attempt, "draining")
+            self._reporter.reject(run.request_id, attempt, "draining")
         elif run.prompt_tokens + run.max_tokens > self._profile.capabilities.context_length:
-            self.reject(run.request_id, attempt, "over_context")
+            self._reporter.reject(run.request_id, attempt, "over_context")
         elif (request := self.admit(run.request_id, attempt, now_us)) is not None and request.run is None:
             request.run = run
             request.run_arrival_us = arrival_us
@@ -89,10 +84,6 @@ class Requests:
         else:
             self._reporter.update(request_id, attempt, Update.KIND_NOT_REVOKED, request.count)
 
-    def reject(self, request_id: str, attempt: Attempt, reason: str) -> None:
-        decision = slo_pb2.Decision(kind="reject", reason=reason)
-        self._reporter.update(request_id, attempt, Update.KIND_REJECTED, decision=decision)
-
     # --- feeds -------------------------------------------------------------------------------------------
 
     def start(self, feed: int, start: token_feed_pb2.Start, now_us: int) -> None:
@@ -101,7 +92,7 @@ class Requests:
             return self._streams.gone(feed, start.request_id, attempt, Gone.REASON_DROPPED, "ended here earlier")
         fault = fault_of(start, self._profile.capabilities)
         if fault:
-            self.reject(start.request_id, attempt, "invalid_start")
+            self._reporter.reject(start.request_id, attempt, "invalid_start")
             return self._streams.gone(feed, start.request_id, attempt, Gone.REASON_INVALID, fault)
         request = self.admit(start.request_id, attempt, now_us)
         if request is None:
@@ -115,18 +106,8 @@ class Requests:
         self._streams.own(request, feed, request.count)
         self._queue_if_complete(request, now_us)
 
-    def subscribe(self, feed: int, subscribe: token_feed_pb2.Subscribe, now_us: int) -> None:
-        attempt = Attempt.of(subscribe.attempt)
-        request = self._requests.get(subscribe.request_id)
-        if request is None or request.attempt < attempt or request.start is None:
-            self._streams.gone(feed, subscribe.request_id, attempt, Gone.REASON_UNKNOWN, "not here")
-        elif request.attempt > attempt:
-            self._streams.gone(feed, subscribe.request_id, attempt, Gone.REASON_SUPERSEDED, "a later attempt is here")
-        elif subscribe.next_index > request.count:
-            message = f"asked for index {subscribe.next_index} of {request.count} tokens"
-            self._streams.gone(feed, subscribe.request_id, attempt, Gone.REASON_INVALID, message)
-        else:
-            self._streams.own(request, feed, subscribe.next_index)
+    def subscribe(self, feed: int, subscribe: token_feed_pb2.Subscribe) -> None:
+        self._streams.subscribe(feed, subscribe, self._requests.get(subscribe.request_id))
 
     def closed(self, feed: int, request_id: str, now_us: int) -> None:
         request = self._requests.get(request_id)
@@ -207,11 +188,10 @@ class Requests:
     # --- time and views ----------------------------------------------------------------------------------
 
     def tick(self, now_us: int) -> None:
-        for request in [r for r in self._halves.values() if now_us - r.first_seen_us > HALF_LIMIT_US]:
+        for request in self._halves.expired(now_us):
             missing = "start" if request.start is None else "run"
             self.drop(request, Gone.REASON_DROPPED, f"no {missing} came")
-            decision = slo_pb2.Decision(kind="not_started", reason=f"no_{missing}")
-            self._reporter.update(request.request_id, request.attempt, Update.KIND_NOT_STARTED, decision=decision)
+            self._reporter.not_started(request.request_id, request.attempt, missing)
         for request in self._streams.expired(now_us):
             self.drop(request)
             self.tombstones.add(request.request_id, request.attempt, now_us)
@@ -231,7 +211,7 @@ class Requests:
     def load(self, now_us: int) -> worker_session_pb2.WorkerLoad:
         """A Run without its Start is work to come; an engine that makes no step for its sake does not hang."""
         load = self._engine.load(now_us)
-        load.queued_prefill_tokens += sum(r.prompt_tokens for r in self._halves.values() if r.run is not None)
+        load.queued_prefill_tokens += self._halves.prompt_tokens
         load.retained_finished = len(self._retained)
         return load
 
@@ -246,18 +226,19 @@ class Requests:
             if request is not None:
                 self.drop(request, Gone.REASON_SUPERSEDED, "a later attempt came")
             request = Request(request_id, attempt, now_us)
-            self._requests[request_id] = self._halves[request_id] = request
+            self._requests[request_id] = request
+            self._halves.add(request)
         return request
 
     def whole(self, request: Request) -> None:
         """It waits for no other half."""
-        self._halves.pop(request.request_id, None)
+        self._halves.forget(request.request_id)
 
     def _queue_if_complete(self, request: Request, now_us: int) -> None:
         run, start = request.run, request.start
         if run is None or start is None:
             return
-        del self._halves[request.request_id]
+        self.whole(request)
         request.phase = worker_session_pb2.REQUEST_PHASE_WAITING
         request.queued_us = now_us
         if request.count >= start.max_tokens:
@@ -297,8 +278,8 @@ class Requests:
         if engine and request.live:
             self._engine.drop(request.add_number)
             self._effects.append(DropSequence(request.request_id, request.attempt))
-        for index in (self._requests, self._halves):
-            index.pop(request.request_id, None)
+        self._requests.pop(request.request_id, None)
+        self.whole(request)
         self._retained.forget(request.request_id)
         self._streams.forget(request, gone, message)
         self.on_drop(request)

@@ -33,6 +33,19 @@ class Streams:
         if request.finished is not None:
             self._feeds[feed].add_finished(request)
 
+    def subscribe(self, feed: int, subscribe: token_feed_pb2.Subscribe, request: Request | None) -> None:
+        """`request`: the one of that id, where it is here."""
+        attempt = Attempt.of(subscribe.attempt)
+        if request is None or request.attempt < attempt or request.start is None:
+            self.gone(feed, subscribe.request_id, attempt, Gone.REASON_UNKNOWN, "not here")
+        elif request.attempt > attempt:
+            self.gone(feed, subscribe.request_id, attempt, Gone.REASON_SUPERSEDED, "a later attempt is here")
+        elif subscribe.next_index > request.count:
+            message = f"asked for index {subscribe.next_index} of {request.count} tokens"
+            self.gone(feed, subscribe.request_id, attempt, Gone.REASON_INVALID, message)
+        else:
+            self.own(request, feed, subscribe.next_index)
+
     def orphan(self, request: Request, now_us: int) -> None:
         """Its owner is gone; one that still runs does so for its grace."""
         request.owner = None

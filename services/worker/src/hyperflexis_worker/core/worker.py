@@ -5,45 +5,23 @@ Messages and engine events in, effects out. One core per process; its requests s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from hyperflexis.common.v1 import capability_pb2, identity_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2, worker_session_pb2
 from hyperflexis.worker.v1 import token_feed_pb2
 from hyperflexis_common import PROTOCOL_VERSION
-from hyperflexis_common.attempt import Attempt, WorkerKey
+from hyperflexis_common.attempt import Attempt
 from hyperflexis_worker.core.cache_news import CacheNews
 from hyperflexis_worker.core.effects import DropScheduler, Effect, Leave, ToFeed, ToScheduler
 from hyperflexis_worker.core.engine_event import EngineEvent
 from hyperflexis_worker.core.feed import Feed
 from hyperflexis_worker.core.move_event import MoveEvent
 from hyperflexis_worker.core.moves import Moves
+from hyperflexis_worker.core.profile import WorkerProfile
 from hyperflexis_worker.core.reporting import Reporter
 from hyperflexis_worker.core.requests import Requests
 
 BUSY_US = 3_000_000
 """Declared with each report while the engine loads: longer than two of them, so that one may be lost."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerProfile:
-    """What a worker says of itself; fixed for its life."""
-
-    key: WorkerKey
-    address: str
-    model: str
-    fingerprint: bytes
-    capabilities: capability_pb2.EngineCapabilities
-    total_blocks: int
-    block_tokens: int
-    block_bytes: int = 0
-    """Of the cache, over all layers; 0 = not known."""
-    eos_token_ids: frozenset[int] = frozenset()
-    gpu_type: str = "cpu"
-    tags: tuple[tuple[str, str], ...] = ()
-    version: str = ""
-    step_time: capability_pb2.StepTimeModel | None = None
-    """Seed of the step-time model; reported until the worker has fitted its own."""
 
 
 class WorkerCore:
@@ -199,7 +177,7 @@ class WorkerCore:
             case "start":
                 self.requests.start(feed, message.start, now_us)
             case "subscribe":
-                self.requests.subscribe(feed, message.subscribe, now_us)
+                self.requests.subscribe(feed, message.subscribe)
             case "closed":
                 for request_id in message.closed.request_ids:
                     self.requests.closed(feed, request_id, now_us)

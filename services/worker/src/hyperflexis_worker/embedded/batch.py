@@ -9,7 +9,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from hyperflexis_worker.core.step_plan import Chunk
+from hyperflexis_worker.steps.step_plan import Chunk
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,6 @@ from pathlib import Path
 
 import torch
 
-from hyperflexis_worker.core.sampled import Sampled
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.attention import ReferenceAttention
 from hyperflexis_worker.embedded.batch import pack
 from hyperflexis_worker.embedded.kv_pool import Allocate, KvPool, plain_memory
@@ -21,6 +18,9 @@ from hyperflexis_worker.embedded.model import Decoder
 from hyperflexis_worker.embedded.model_config import ModelConfig
 from hyperflexis_worker.embedded.sampling import SAMPLING_VERSION, Sampler
 from hyperflexis_worker.embedded.weights import TensorEntry, load_weights
+from hyperflexis_worker.steps.sampled import Sampled
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 

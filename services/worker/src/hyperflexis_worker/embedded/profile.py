@@ -24,9 +24,9 @@ import torch
 from hyperflexis_common.attempt import NO_ATTEMPT
 from hyperflexis_common.step_time import SEEDS, StepShape, StepTimeModel, load_profile
 from hyperflexis_common.step_time_fit import COLD_STEPS, StepTimeFit
-from hyperflexis_worker.core.sequence import Sampling, Sequence
-from hyperflexis_worker.core.step_plan import Chunk
 from hyperflexis_worker.embedded.executor import DTYPES, TorchExecutor
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 HELD_OUT = 0.25
 """Share of the shapes that only test the fit."""

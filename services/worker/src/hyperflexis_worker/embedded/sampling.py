@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
-from hyperflexis_worker.core.sequence import Sequence
 from hyperflexis_worker.embedded.mix64 import GOLDEN, mix64, shift_right, signed
 from hyperflexis_worker.embedded.token_counts import TokenCounts
+from hyperflexis_worker.steps.sampled import Sampled, TokenLogprobs
+from hyperflexis_worker.steps.sequence import Sequence
 
 SAMPLING_VERSION = "gumbel-splitmix64-2"
 """Part of the fingerprint: change it with anything below that changes a draw."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence as Rows
 import torch
 from torch import Tensor
 
-from hyperflexis_worker.core.sequence import Sequence
+from hyperflexis_worker.steps.sequence import Sequence
 
 
 class TokenCounts:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.prefix import HASH_BYTES
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.holds import Holds
-from hyperflexis_worker.core.reservations import Reservations
 from hyperflexis_worker.engine import kv_frames as kv
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.holds import Holds
+from hyperflexis_worker.steps.reservations import Reservations
 
 
 class CachedPrefixes:

@@ -12,17 +12,17 @@ from dataclasses import dataclass
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.clock import Clock
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.holds import Holds
-from hyperflexis_worker.core.reservations import Reservations
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_loop import StepLoop
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine import kv_frames as kv
 from hyperflexis_worker.engine.cached_prefixes import CachedPrefixes
 from hyperflexis_worker.kv.links import PROBE_LEASE
 from hyperflexis_worker.kv.transfers import Forget, MoverFailed, News, Orders, Read, ReadOver
 from hyperflexis_worker.kv.transport import Storage
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.holds import Holds
+from hyperflexis_worker.steps.reservations import Reservations
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_loop import StepLoop
 
 WEDGED_AFTER_US = 10_000_000
 """A transfer that is not over so long after its time never will be."""

@@ -12,22 +12,22 @@ import structlog
 
 from hyperflexis_common.clock import Clock, SystemClock
 from hyperflexis_common.model_files import model_directory
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel, load_profile
 from hyperflexis_worker.config import WorkerSettings
-from hyperflexis_worker.core.admission_policy import AdmissionPolicy
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.chunked_policy import ChunkedPolicy
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.scorpio_policy import ScorpioPolicy
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_loop import Executor
-from hyperflexis_worker.core.worth import Worth, WorthRules
 from hyperflexis_worker.engine.frames import EngineReady
 from hyperflexis_worker.kv.mover_thread import MoverThread
 from hyperflexis_worker.kv.transport import Storage
 from hyperflexis_worker.kv.transports import open_transports
+from hyperflexis_worker.steps.admission_policy import AdmissionPolicy
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.scorpio_policy import ScorpioPolicy
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_loop import Executor
+from hyperflexis_worker.steps.worth import Worth, WorthRules
 
 if TYPE_CHECKING:
     from hyperflexis_worker.cuda.pool_memory import PoolMemory

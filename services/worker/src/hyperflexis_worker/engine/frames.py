@@ -8,9 +8,9 @@ import msgspec
 
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.step_time_fit import StepErrors
-from hyperflexis_worker.core.sampled import TokenLogprobs
-from hyperflexis_worker.core.sequence import Sampling
 from hyperflexis_worker.engine import kv_frames as kv
+from hyperflexis_worker.steps.sampled import TokenLogprobs
+from hyperflexis_worker.steps.sequence import Sampling
 
 HEADER = struct.Struct("<I")
 MAX_FRAME_BYTES = 256 * 2**20

@@ -10,20 +10,20 @@ from hyperflexis.common.v1 import sampling_pb2
 from hyperflexis_common import tokens as packing
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_common.clock import Clock
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.step_time_fit import StepTimeFit
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_loop import Executor, StepLoop
 from hyperflexis_worker.engine import frames
 from hyperflexis_worker.engine.caches import Caches
 from hyperflexis_worker.engine.command_socket import CommandSocket
 from hyperflexis_worker.engine.step_log import StepLog
 from hyperflexis_worker.kv.mover_thread import MoverThread
 from hyperflexis_worker.kv.transport import Storage
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.sampled import Sampled, TokenLogprobs
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_loop import Executor, StepLoop
 
 log = structlog.get_logger(__name__)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from hyperflexis_common.step_time import StepShape
-from hyperflexis_worker.core.step_loop import StepResult
 from hyperflexis_worker.engine.frames import Add
+from hyperflexis_worker.steps.step_loop import StepResult
 
 
 class StepLog:

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Waiting
-from hyperflexis_worker.core.step_policy import Chosen, Decodes, GivenUp, Room, StepChoice
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue, Waiting
+from hyperflexis_worker.steps.step_policy import Chosen, Decodes, GivenUp, Room, StepChoice
 
 REJECTION_MARGIN_US = 50_000.0
 """Added to the predicted wait before it is held against a request's TTFT."""

@@ -7,9 +7,9 @@ import math
 import numpy as np
 
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_policy import Decodes
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_policy import Decodes
 
 
 class StepBudget:

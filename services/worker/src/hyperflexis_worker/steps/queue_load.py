@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hyperflexis_common.turns import TURNS_US
-from hyperflexis_worker.core.prefill_queue import PrefillQueue
-from hyperflexis_worker.core.step_policy import StepPolicy
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue
+from hyperflexis_worker.steps.step_policy import StepPolicy
 
 
 class QueueLoad(NamedTuple):
@@ -20,8 +20,7 @@ class QueueLoad(NamedTuple):
 
 
 def queue_load(policy: StepPolicy, queue: PrefillQueue, now_us: float) -> QueueLoad:
-    tokens, model = queue.to_compute, policy.model
-    prefill_us = tokens * (model.c2_us + model.c3_us * (tokens / 2 + queue.computed))
+    tokens, prefill_us = queue.to_compute, queue.prefill_us(policy.model)
     turns_us = policy.turns_us(queue)
     if turns_us is None:
         return QueueLoad(int(tokens.sum()), int(prefill_us.sum()), [])

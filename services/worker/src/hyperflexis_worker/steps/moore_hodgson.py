@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hyperflexis_worker.core.prefill_queue import Floats, Rows
+from hyperflexis_worker.steps.prefill_queue import Floats, Rows
 
 
 def left_behind(due_us: Floats, time_us: Floats, size: Floats, start_us: float) -> Rows:

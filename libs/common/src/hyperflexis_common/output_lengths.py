@@ -1,10 +1,7 @@
-"""How long answers get, learned per tier: what admission leaves room for and what a victim's size is judged by."""
+"""How long answers get, learned per tier: what placement and admission leave room for, and what a victim's size is
+judged by."""
 
 from __future__ import annotations
-
-import numpy as np
-
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue
 
 PRIOR_TOKENS = 128.0
 """Believed of a tier that nothing is known of yet."""
@@ -30,11 +27,3 @@ class OutputLengths:
         """Output tokens that are still to come, as far as one can tell: one beyond the mean has half of it left."""
         mean = self.mean(tier)
         return min(max_tokens - made, max(mean - made, mean / 2) + 1)
-
-    def remaining_of(self, queue: PrefillQueue) -> Floats:
-        """[len(queue)] The same for all who wait."""
-        mean = np.array([self.mean(tier) for tier in queue.tiers])[queue.tier]
-        made = queue.made
-        expected = np.maximum(mean - made, mean / 2) + 1
-        remaining: Floats = np.minimum(queue.max_tokens - made, expected)
-        return remaining

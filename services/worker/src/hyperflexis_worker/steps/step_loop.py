@@ -13,13 +13,13 @@ from typing import Protocol
 
 from hyperflexis.common.v1 import sampling_pb2, slo_pb2
 from hyperflexis_common.attempt import Attempt
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.planner import StepPlanner
-from hyperflexis_worker.core.pool_room import cached_blocks
-from hyperflexis_worker.core.sampled import Sampled, TokenLogprobs
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_plan import Chunk, StepPlan
+from hyperflexis_common.output_lengths import OutputLengths
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.planner import StepPlanner
+from hyperflexis_worker.steps.pool_room import cached_blocks
+from hyperflexis_worker.steps.sampled import Sampled, TokenLogprobs
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_plan import Chunk, StepPlan
 
 
 class Executor(Protocol):

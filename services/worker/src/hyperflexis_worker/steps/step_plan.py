@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis_common.step_time import StepShape
-from hyperflexis_worker.core.sequence import Sequence
+from hyperflexis_worker.steps.sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

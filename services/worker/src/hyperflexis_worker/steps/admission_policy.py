@@ -11,10 +11,10 @@ import math
 
 import numpy as np
 
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Waiting
-from hyperflexis_worker.core.slo_policy import SloPolicy
-from hyperflexis_worker.core.step_budget import StepBudget
-from hyperflexis_worker.core.step_policy import Chosen, Decodes, Room, StepChoice
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue, Waiting
+from hyperflexis_worker.steps.slo_policy import SloPolicy
+from hyperflexis_worker.steps.step_budget import StepBudget
+from hyperflexis_worker.steps.step_policy import Chosen, Decodes, Room, StepChoice
 
 
 class AdmissionPolicy(SloPolicy):

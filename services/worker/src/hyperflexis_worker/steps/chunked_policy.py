@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue
-from hyperflexis_worker.core.step_policy import Chosen, Decodes, Room, StepChoice
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue
+from hyperflexis_worker.steps.step_policy import Chosen, Decodes, Room, StepChoice
 
 ORDERS: dict[str, Callable[[PrefillQueue], Floats]] = {
     "fcfs": lambda queue: queue.arrival_us,

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 
 from hyperflexis_common.attempt import Attempt
-from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.steps.blocks import BlockPool
 
 
 @dataclass(slots=True)

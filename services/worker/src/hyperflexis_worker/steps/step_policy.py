@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Waiting
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue, Waiting
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from hyperflexis.common.v1 import slo_pb2
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.pool_room import PoolRoom
-from hyperflexis_worker.core.prefill_queue import PrefillQueue
-from hyperflexis_worker.core.queue_load import QueueLoad, queue_load
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_plan import Chunk, StepPlan
-from hyperflexis_worker.core.step_policy import NO_DECODES, Decodes, StepChoice, StepPolicy
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.pool_room import PoolRoom
+from hyperflexis_worker.steps.prefill_queue import PrefillQueue
+from hyperflexis_worker.steps.queue_load import QueueLoad, queue_load
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_plan import Chunk, StepPlan
+from hyperflexis_worker.steps.step_policy import NO_DECODES, Decodes, StepChoice, StepPolicy
 
 
 @dataclass(slots=True)

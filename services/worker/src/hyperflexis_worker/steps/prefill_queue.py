@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
 
 Floats = npt.NDArray[np.float64]
@@ -175,6 +176,13 @@ class PrefillQueue:
         tokens = self.to_compute
         taken_us: Floats = tokens * (model.c2_us + model.c3_us * (tokens / 2 + self.computed))
         return taken_us
+
+    def output_left(self, lengths: OutputLengths) -> Floats:
+        """[len] Output tokens that each is expected to make yet (OutputLengths.remaining)."""
+        mean = np.array([lengths.mean(tier) for tier in self.tiers])[self.tier]
+        made = self.made
+        left: Floats = np.minimum(self.max_tokens - made, np.maximum(mean - made, mean / 2) + 1)
+        return left
 
     @property
     def tier(self) -> Rows:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from hyperflexis_worker.core.blocks import BlockPool
+from hyperflexis_worker.steps.blocks import BlockPool
 
 PIN_SHARE = 0.3
 """Of the pool, in leases whose sequence has left, at most: beyond it the next one stays and decodes in place. What a

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
-from hyperflexis_worker.core.blocks import BlockPool
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.prefill_queue import Waiting
-from hyperflexis_worker.core.sequence import Sequence
-from hyperflexis_worker.core.step_policy import Offer
+from hyperflexis_common.output_lengths import OutputLengths
+from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.prefill_queue import Waiting
+from hyperflexis_worker.steps.sequence import Sequence
+from hyperflexis_worker.steps.step_policy import Offer
 
 
 def cached_blocks(sequence: Sequence, pool: BlockPool) -> list[int]:

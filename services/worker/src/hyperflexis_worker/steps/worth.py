@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Waiting
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue, Waiting
 
 MEMORY_US = 5e6
 """Prefill time over which shares are remembered."""

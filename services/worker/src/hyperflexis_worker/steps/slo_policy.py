@@ -11,14 +11,14 @@ import math
 
 import numpy as np
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
-from hyperflexis_worker.core.moore_hodgson import left_behind
-from hyperflexis_worker.core.output_lengths import OutputLengths
-from hyperflexis_worker.core.prefill_queue import Floats, PrefillQueue, Rows
-from hyperflexis_worker.core.slo_rules import SloRules
-from hyperflexis_worker.core.step_budget import StepBudget
-from hyperflexis_worker.core.step_policy import Chosen, Decodes, GivenUp, Room, StepChoice
-from hyperflexis_worker.core.worth import Worth
+from hyperflexis_worker.steps.moore_hodgson import left_behind
+from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue, Rows
+from hyperflexis_worker.steps.slo_rules import SloRules
+from hyperflexis_worker.steps.step_budget import StepBudget
+from hyperflexis_worker.steps.step_policy import Chosen, Decodes, GivenUp, Room, StepChoice
+from hyperflexis_worker.steps.worth import Worth
 
 
 class SloPolicy:
@@ -124,7 +124,7 @@ class SloPolicy:
         really are, pace and all."""
         pace, model, tokens = self._pace, self.model, queue.to_compute
         alone_us = pace * queue.prefill_us(model)
-        decode_tokens = self._lengths.remaining_of(queue)
+        decode_tokens = queue.output_left(self._lengths)
         context = tokens + queue.computed + decode_tokens / 2
         decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
         return alone_us, alone_us + decode_us, self.worth.of(queue)
