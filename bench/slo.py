@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import slo_kept
 from slo_bounds import bound_jobs, bounds, fluid_verdicts
-from slo_environments import LEAD_IN_S, LEAD_OUT_S, MIX_CV, Environment, capacity
+from slo_environments import LEAD_IN_S, LEAD_OUT_S, MIX_CV, PROFILES, Environment, capacity
 from slo_selection import Job, default_jobs, disaggregated_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
 
@@ -45,6 +46,13 @@ class Results:
         self.capacities: dict[Environment, dict[str, Any]] = {}
         self.bounds: list[dict[str, Any]] = []
         self._rows: dict[int, list[dict[str, Any]]] = {}
+
+    def know(self, kept: Mapping[str, Any], jobs: Sequence[Job]) -> None:
+        """Capacities and bounds found before, of those environments."""
+        rates = {(found["trace"], found["profile"], found["workers"]): found for found in kept["capacities"]}
+        places = {job.environment: _place(job.environment) for job in jobs}
+        self.capacities = {environment: rates[place] for environment, place in places.items() if place in rates}
+        self.bounds = list(kept["bounds"])
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -72,7 +80,8 @@ def simulate(job: Job, directory: Path, rate: float) -> tuple[list[dict[str, Any
 
 
 def find_capacities(pool: ProcessPoolExecutor, jobs: Sequence[Job], directory: Path, results: Results) -> None:
-    environments = list(dict.fromkeys(job.environment for job in jobs))
+    unknown = (job.environment for job in jobs if job.environment not in results.capacities)
+    environments = list(dict.fromkeys(unknown))
     # The longest first, so that none is left to run alone.
     ordered = sorted(environments, key=lambda environment: -environment.workers)
     waiting = {pool.submit(capacity, environment, directory): environment for environment in ordered}
@@ -99,7 +108,8 @@ def run_jobs(pool: ProcessPoolExecutor, jobs: Sequence[Job], directory: Path, re
 
 
 def find_bounds(pool: ProcessPoolExecutor, jobs: Sequence[Job], directory: Path, results: Results) -> None:
-    asked = bound_jobs(jobs)
+    known = {(bound["trace"], bound["profile"], bound["workers"], bound["load"]) for bound in results.bounds}
+    asked = [job for job in bound_jobs(jobs) if (*_place(job.environment), job.load) not in known]
     rates = [results.capacities[job.environment]["rate_rps"] for job in asked]
     for job, found in zip(asked, pool.map(bounds, asked, [directory] * len(asked), rates), strict=True):
         results.bounds.append(found)
@@ -137,6 +147,9 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
     parser.add_argument("--out", type=Path, default=Path("build/bench/slo.json"))
+    parser.add_argument(
+        "--into", type=Path, metavar="FILE", help="kept results: what is run again is replaced there, the rest holds"
+    )
     parser.set_defaults(selection="default")
     arguments = parser.parse_args()
     if not arguments.traces.is_dir():
@@ -149,6 +162,8 @@ def parsed() -> tuple[argparse.Namespace, list[Job]]:
         parser.error(str(error))
     if arguments.loads:
         jobs = [job for job in jobs if job.load in arguments.loads] or parser.error("--loads: none of the selection's")
+    if arguments.into and (arguments.selection != "default" or arguments.slice or arguments.gbps != NVLINK_GBPS):
+        parser.error("--into: what is kept there was run by the default selection, in slices as they are")
     changes: dict[str, Any] = {"gbps": arguments.gbps}
     if arguments.slice is not None:
         if arguments.slice <= LEAD_IN_S + LEAD_OUT_S and any(job.environment.trace in MIX_CV for job in jobs):
@@ -162,6 +177,13 @@ def main() -> None:
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     about = {"selection": arguments.selection, "slice_s": arguments.slice, "gbps": arguments.gbps}
     results = Results(arguments.out, about)
+    kept = None
+    if arguments.into:
+        try:
+            kept = slo_kept.read(arguments.into)
+        except ValueError as error:
+            sys.exit(f"error: {error}")
+        results.know(kept, jobs)
     print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
     began, finished = time.monotonic(), False
     pool = ProcessPoolExecutor(arguments.processes, multiprocessing.get_context("spawn"), _leave_ctrl_c)
@@ -177,15 +199,22 @@ def main() -> None:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         results.write()
-    found = [*verdicts(results.rows), *fluid_verdicts(results.rows, results.bounds)]
+    rows = slo_kept.merged(kept["rows"], results.rows) if kept is not None else results.rows
+    found = [*verdicts(rows), *fluid_verdicts(rows, results.bounds)]
     results.write(wall_s=round(time.monotonic() - began, 1), finished=finished, targets=found)
     page = arguments.out.with_suffix(".html")
-    html = render_load_report(
-        results.rows, _about(results, arguments.selection), "Promises kept, by load", _notes(found)
-    )
+    if kept is not None:
+        slo_kept.write(arguments.into, kept | {"bounds": results.bounds, "targets": found, "rows": rows})
+    html = render_load_report(rows, _about(results, arguments.selection), "Promises kept, by load", _notes(found))
     page.write_text(html, encoding="utf-8")
     print_verdicts(found)
-    print(f"\n{time.monotonic() - began:.0f} s; written: {arguments.out}, {page}")
+    written = ", ".join(map(str, filter(None, (arguments.into, arguments.out, page))))
+    print(f"\n{time.monotonic() - began:.0f} s; written: {written}")
+
+
+def _place(environment: Environment) -> tuple[str, str, int]:
+    """As rows, capacities and bounds name it."""
+    return environment.trace, PROFILES[environment.gpu], environment.workers
 
 
 def _leave_ctrl_c() -> None:
