@@ -9,13 +9,15 @@ import signal
 import socket
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hyperflexis.common.v1 import sampling_pb2
-from hyperflexis_common.clock import SystemClock
+from hyperflexis_common.clock import FakeClock, SystemClock
 from hyperflexis_common.config import ModelSettings
+from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.tokens import pack, unpack
 from hyperflexis_worker.config import WorkerSettings
 from hyperflexis_worker.engine import frames
@@ -24,7 +26,9 @@ from hyperflexis_worker.engine.factory import build_engine
 from hyperflexis_worker.engine.handle import EngineHandle
 from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.modelled import reference_tokens
-from hyperflexis_worker.steps.sequence import Sampling
+from hyperflexis_worker.steps.sampled import Sampled
+from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.step_plan import Chunk
 
 MODEL = ModelSettings(name="m", vocab_size=1_000, context_length=512)
 
@@ -163,6 +167,33 @@ async def test_what_the_engine_did_can_be_logged(tmp_path: Path) -> None:
     assert (second["decodes"], second["decode_context_tokens"], second["first"]) == (1, 3, [])
     assert (third["last"], third["busy"]) == (["r1"], False)
     assert third["began_us"] >= second["began_us"] + second["took_us"]
+
+
+def test_what_passes_between_two_steps_counts_for_plans_and_not_for_the_model() -> None:
+    """Steps of 10 ms, and 5 until the next one begins: a step means 15 ms to whoever waits."""
+    clock, engine = FakeClock(), build_engine(settings("thread"))
+    ours, theirs = socket.socketpair()
+
+    class Steps:
+        def execute(self, chunks: list[Chunk]) -> Sampled:
+            clock.advance(10_000)
+            return engine.executor.execute(chunks)
+
+        def forget(self, sequence: Sequence) -> None:
+            engine.executor.forget(sequence)
+
+    class Told(CommandSocket):
+        def send(self, message: frames.FromEngine) -> None:
+            clock.advance(5_000)
+            if isinstance(message, frames.Stepped) and message.ended:
+                ours.sendall(frames.encode(frames.Stop()))
+
+    model = StepTimeModel(10_000.0, 0.0, 0.0, 0.0, 0.0, host_us=0.0)
+    built = replace(engine, executor=Steps(), step_time=model)
+    with ours, theirs:
+        ours.sendall(frames.encode(add(1, "r1", max_tokens=200)))
+        EngineLoop(built, Told(theirs), clock).run()
+    assert engine.planner.pace == pytest.approx(1.5, rel=0.01)
 
 
 @pytest.mark.parametrize("leak", [False, True])

@@ -153,9 +153,8 @@ class SimEngine:
     def _learn(self, run: Run, ended: int) -> None:
         """The policy hears of each step once, in the middle of a leap too."""
         for at in range(run.told, ended):
-            self.policy.stepped(
-                run.choice, run.decodes, run.waiting_left, float(run.predicted_us[at]), float(run.took_us[at])
-            )
+            took_us = float(run.took_us[at]) + self._host_us
+            self.policy.stepped(run.choice, run.decodes, run.waiting_left, float(run.predicted_us[at]), took_us)
         run.told = ended
 
     def next_end_us(self, from_us: float) -> float | None:

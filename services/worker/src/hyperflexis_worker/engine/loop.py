@@ -73,6 +73,8 @@ class EngineLoop:
         """There is work, and all of it waits for blocks that others than sequences hold."""
         self._adds_applied = 0
         self._steps = 0
+        self._ended_us: int | None = None
+        """When the step before ended; None where something was waited for since."""
         self._fit = StepTimeFit(engine.step_time)
         self._ended: list[frames.EndedSequence] = []
         self._unchecked = False
@@ -97,6 +99,7 @@ class EngineLoop:
         busy, wait_s = self._loop.busy, 0.0
         if self._stuck or not busy:
             wait_s = self._caches.wait_s(STUCK_POLL_S if busy else IDLE_POLL_S)
+            self._ended_us = None
         for command in self._commands.receive(wait_s, self._engine.mover):
             changed = True
             match command:
@@ -169,7 +172,10 @@ class EngineLoop:
         took_us = self._clock.now_us() - began
         if plan.chunks:
             self._fit.observe(shape, took_us)
-            self._engine.planner.stepped(plan, predicted, took_us, self._fit.model)
+            # The model is of the step alone. Plans have to count with what passes before the next one can begin, too.
+            between_us = 0 if self._ended_us is None else began - self._ended_us
+            self._engine.planner.stepped(plan, predicted, between_us + took_us, self._fit.model)
+            self._ended_us = began + took_us
         result = self._loop.commit(plan, sampled)
         if self._step_log is not None:
             self._step_log.stepped(shape, began, took_us, predicted, result, self._loop.busy)
