@@ -199,16 +199,18 @@ def main() -> None:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         results.write()
-    rows = slo_kept.merged(kept["rows"], results.rows) if kept is not None else results.rows
+    rows = slo_kept.merged(kept["rows"], results.rows) if kept is not None and finished else results.rows
     found = [*verdicts(rows), *fluid_verdicts(rows, results.bounds)]
     results.write(wall_s=round(time.monotonic() - began, 1), finished=finished, targets=found)
     page = arguments.out.with_suffix(".html")
-    if kept is not None:
-        slo_kept.write(arguments.into, kept | {"bounds": results.bounds, "targets": found, "rows": rows})
+    if kept is not None and finished:
+        capacities = slo_kept.found(kept["capacities"], results.capacities.values())
+        newly = {"capacities": capacities, "bounds": results.bounds, "targets": found, "rows": rows}
+        slo_kept.write(arguments.into, kept | newly)
     html = render_load_report(rows, _about(results, arguments.selection), "Promises kept, by load", _notes(found))
     page.write_text(html, encoding="utf-8")
     print_verdicts(found)
-    written = ", ".join(map(str, filter(None, (arguments.into, arguments.out, page))))
+    written = ", ".join(map(str, filter(None, (finished and arguments.into, arguments.out, page))))
     print(f"\n{time.monotonic() - began:.0f} s; written: {written}")
 
 

@@ -14,9 +14,11 @@ from slo_targets import LATENCY_LOAD
 
 Row = Mapping[str, Any]
 _LISTS = ("capacities", "bounds", "targets", "rows")
-_RUN = ("trace", "profile", "workers", "load", "policy", "seed")
+_POINT = ("trace", "profile", "workers", "load", "policy")
 _DERIVED = ("attained", "unfinished", "tpot_p50_ms")
 """Told by other columns, or by none of the tables."""
+_OF_SOME = ("cached_share", "somewhere_share", "pulled_share", "prefill_saved_s", "migrated", "move_p99_ms")
+"""Empty where nothing moves and nothing is cached."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -38,28 +40,42 @@ def write(path: Path, document: Mapping[str, Any]) -> None:
         if name in document:
             elements = ",\n".join(f"  {json.dumps(element)}" for element in document[name])
             lines.append(f' "{name}": [\n{elements}\n ]')
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    partial = path.with_suffix(".partial")
+    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def merged(kept: Sequence[Row], new: Sequence[Row]) -> list[dict[str, Any]]:
-    """What was run again replaces what it was before; by environment, load and policy, as first seen."""
-    again = {_run(row) for row in new}
-    rows = [dict(row) for row in kept if _run(row) not in again] + [compact(row) for row in new if _wanted(row)]
-    places = [_places(rows, name) for name in _RUN]
-    return sorted(rows, key=lambda row: [place[row[name]] for place, name in zip(places, _RUN, strict=True)])
+    """A policy that was run again at some load has all of its seeds there replaced: they would not be of one code."""
+    again = {_point(row) for row in new}
+    rows = [dict(row) for row in kept if _point(row) not in again] + [compact(row) for row in new if _wanted(row)]
+    columns = (*_POINT, "seed")
+    places = [_places(rows, name) for name in columns]
+    return sorted(rows, key=lambda row: [place[row[name]] for place, name in zip(places, columns, strict=True)])
+
+
+def found(kept: Sequence[Row], new: Iterable[Row]) -> list[Row]:
+    """Capacities: those kept, and of other environments those found now."""
+    known = {_place(row) for row in kept}
+    return [*kept, *(row for row in new if _place(row) not in known)]
 
 
 def compact(row: Row) -> dict[str, Any]:
-    """Without what is empty or told by the rest."""
-    return {name: value for name, value in row.items() if value is not None and name not in _DERIVED}
+    """Without what is told by the rest, or of no use here."""
+    left_out = {*_DERIVED, *(name for name in _OF_SOME if row.get(name) is None)}
+    return {name: value for name, value in row.items() if name not in left_out}
 
 
 def _wanted(row: Row) -> bool:
     return bool(row["tier"] == "all" or row["load"] == LATENCY_LOAD)
 
 
-def _run(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in _RUN)
+def _point(row: Row) -> tuple[Any, ...]:
+    return tuple(row[name] for name in _POINT)
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    return row["trace"], row["profile"], row["workers"]
 
 
 def _places(rows: Iterable[Row], name: str) -> dict[Any, int]:

@@ -62,7 +62,7 @@ def attainment_table(rows: Rows) -> Table:
                 policy: [row["attainment"] for row in own if (row["policy"], row["load"]) == (policy, load)]
                 for policy in POLICIES
             }
-            best = max(fmean(values) for values in found.values() if values)
+            best = max((fmean(values) for values in found.values() if values), default=0.0)
             cells = [_attained(values, best, interval=policy == OURS) for policy, values in found.items()]
             lines.append(_line([named(environment) if not count else "", f"{load:g}", *cells]))
     return lines
@@ -86,9 +86,7 @@ def latency_table(rows: Rows) -> Table:
         for count, policy in enumerate(OF_LATENCIES):
             own = [row for row in here if row["policy"] == policy]
             of_tier = [_mean(own, tier, "ttft_p99_ms") for tier in TIERS]
-            total = [
-                _mean(own, "all", f"{name}_ms") for name in ("ttft_p50", "ttft_p99", "e2e_p50", "e2e_p99", "gap_p99")
-            ]
+            total = [_mean(own, "all", column) for column in _TOTALS]
             in_time = [row["token_deadline_attainment"] for row in own if row["tier"] == "all"]
             cells = [*total[:2], *of_tier, *total[2:], _share(fmean(in_time)) if in_time else ""]
             lines.append(_line([named(environment) if not count else "", POLICIES[policy], *cells]))
@@ -105,19 +103,22 @@ def bound_table(rows: Rows, bounds: Rows) -> Table:
         ]
         if bound["load"] >= LATENCY_LOAD and own:
             attained, fluid, clairvoyant = fmean(own), bound["fluid"], bound["clairvoyant"]
-            cells = [_share(attained), _share(fluid), f"{attained / fluid:.1%}", _share(clairvoyant)]
-            lines.append(_line([named(_of(bound)), f"{bound['load']:g}", *cells, f"{attained / clairvoyant:.1%}"]))
+            cells = [_share(attained), _share(fluid), _percent(attained / fluid), _share(clairvoyant)]
+            lines.append(_line([named(_of(bound)), f"{bound['load']:g}", *cells, _percent(attained / clairvoyant)]))
     return lines
 
 
-def write_plots(rows: Rows, directory: Path) -> None:
-    """Attainment over load of the policies that are named, for each environment of four workers."""
+def write_plots(rows: Rows, directory: Path) -> list[Path]:
+    """Attainment over load of the policies that are named, for the environments of four workers that have a plot."""
+    drawn = []
     for trace, profile, workers in environments(rows):
         own = [row for row in rows if _of(row) == (trace, profile, workers) and row["policy"] in POLICIES]
         path = directory / f"attained-{trace}-{profile.partition('/')[0]}.svg"
         if workers == 4 and path.exists():
             svg = policies_over_load(own)
             path.write_text(svg.replace("<defs>", f"{STYLE}<defs>", 1) + "\n", encoding="utf-8")
+            drawn.append(path)
+    return drawn
 
 
 def _attained(values: Sequence[float], best: float, interval: bool) -> str:
@@ -136,6 +137,10 @@ def _mean(rows: Rows, tier: str, column: str) -> str:
 
 def _share(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f} %"
 
 
 def _of(row: Mapping[str, Any]) -> Environment:
@@ -163,8 +168,8 @@ def main() -> None:
     targets = [*verdicts(rows), *fluid_verdicts(rows, bounds)]
     tables = (attainment_table(rows), target_table(targets), latency_table(rows), bound_table(rows, bounds))
     print("\n\n".join("\n".join(table) for table in tables))
-    if arguments.plots:
-        write_plots(rows, arguments.plots)
+    if arguments.plots and not write_plots(rows, arguments.plots):
+        parser.error(f"--plots: {arguments.plots} has no plot to draw anew (attained-<workload>-<gpu>.svg)")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import slo_kept
-from slo_tables import attainment_table, latency_table
+from slo_tables import attainment_table, bound_table, latency_table, target_table, write_plots
 
 Row = dict[str, Any]
 
@@ -19,14 +19,20 @@ def row(policy: str, attainment: float, load: float = 1.0, seed: int = 0, tier: 
     return about | rest | latencies | more
 
 
-def test_a_run_replaces_all_tiers_of_the_same_run_and_no_other() -> None:
-    kept = [row("a", 0.1), row("a", 0.2, tier="chat"), row("a", 0.3, seed=1), row("b", 0.4)]
+def test_a_run_replaces_all_tiers_and_seeds_of_its_point_and_nothing_else() -> None:
+    kept = [row("a", 0.1), row("a", 0.2, tier="chat"), row("a", 0.3, seed=1), row("a", 0.5, 2.0), row("b", 0.4)]
     found = slo_kept.merged(kept, [row("a", 0.9)])
-    assert [(each["policy"], each["seed"], each["tier"], each["attainment"]) for each in found] == [
-        ("a", 0, "all", 0.9),
-        ("a", 1, "all", 0.3),
-        ("b", 0, "all", 0.4),
+    assert [(each["load"], each["policy"], each["attainment"]) for each in found] == [
+        (1.0, "a", 0.9),
+        (1.0, "b", 0.4),
+        (2.0, "a", 0.5),
     ]
+
+
+def test_capacities_are_kept_and_new_ones_added() -> None:
+    kept = [{"trace": "x", "profile": "h200/m/tp1", "workers": 4, "rate_rps": 9.0}]
+    new = [kept[0] | {"rate_rps": 8.0}, kept[0] | {"workers": 16, "rate_rps": 36.0}]
+    assert [each["rate_rps"] for each in slo_kept.found(kept, new)] == [9.0, 36.0]
 
 
 def test_tiers_are_kept_where_latencies_are_judged() -> None:
@@ -37,9 +43,10 @@ def test_tiers_are_kept_where_latencies_are_judged() -> None:
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "kept.json"
-    document = {"about": "x", "capacities": [], "bounds": [], "rows": slo_kept.merged([], [row("a", 0.5, pulled=None)])}
+    rows = slo_kept.merged([], [row("a", 0.5, pulled_share=None)])
+    document = {"about": "x", "capacities": [], "bounds": [], "rows": rows}
     slo_kept.write(path, document)
-    assert slo_kept.read(path) == document and "pulled" not in document["rows"][0]
+    assert slo_kept.read(path) == document and "pulled_share" not in rows[0]
     path.write_text('{"rows": []}', encoding="utf-8")
     with pytest.raises(ValueError, match="capacities, bounds missing"):
         slo_kept.read(path)
@@ -58,3 +65,30 @@ def test_latencies_are_those_of_load_1_by_tier() -> None:
         row("hyperflexis", 0, 2.0),
     ]
     assert "| 10 | 10 | 1,234 |  |  |  | 10 | 10 | 10 | .800 |" in latency_table(rows)[2]
+
+
+def test_bounds_are_those_of_the_same_point() -> None:
+    bound = {
+        "trace": "mix_poisson",
+        "profile": "h200/m/tp1",
+        "workers": 4,
+        "load": 2.0,
+        "fluid": 0.8,
+        "clairvoyant": 1.0,
+    }
+    rows = [row("hyperflexis", 0.6, 2.0), row("hyperflexis", 0.9, 1.0), row("jsq+scorpio", 0.1, 2.0)]
+    assert bound_table(rows, [bound])[2:] == ["| mix, Poisson, 4 H200 | 2 | .600 | .800 | 75.0 % | 1.000 | 60.0 % |"]
+
+
+def test_what_nothing_decides_is_in_no_table() -> None:
+    holds = {"target": "a", "holds": False, "points": 2, "missed": 1, "worst": "x"}
+    assert target_table([holds, holds | {"holds": None}])[2:] == ["| a | **missed** | 2 | 1 | x |"]
+
+
+def test_plots_that_are_there_are_drawn_anew(tmp_path: Path) -> None:
+    rows = [row("hyperflexis", 0.8), row("hyperflexis", 0.6, 2.0)]
+    assert write_plots(rows, tmp_path) == []
+    path = tmp_path / "attained-mix_poisson-h200.svg"
+    path.touch()
+    assert write_plots(rows, tmp_path) == [path]
+    assert "--ink:" in path.read_text(encoding="utf-8") and "hyperflexis" in path.read_text(encoding="utf-8")

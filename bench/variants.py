@@ -141,7 +141,7 @@ def run(jobs: Sequence[Job], directory: Path, processes: int) -> list[dict[str, 
 
 
 def table(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """Attainment, and under it what it differs from `as it is` by, with the half width of its 95 % interval."""
+    """Of what was run: attainment, and what it differs from `as it is` by where that is more than its 95 % interval."""
     points = [(column.environment.name, column.load) for column in COLUMNS]
     found: dict[tuple[str, str, float], list[float]] = {}
     for row in rows:
@@ -149,7 +149,8 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
             found.setdefault((row["variant"], row["environment"], row["load"]), []).append(row["attainment"])
     heads = [f"{where.removeprefix('mix_').removeprefix('azure_2023_')} {load:g}x" for where, load in points]
     lines = ["| change | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
-    for variant in TABLES[name]:
+    names = {variant for variant, *_ in found}
+    for variant in (variant for variant in TABLES[name] if variant.name in names):
         cells = []
         for point in points:
             values, base = found[variant.name, *point], found["as it is", *point]
@@ -164,6 +165,8 @@ def table(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
+    about = "variants with one of these in their name (commas between), beside `as it is`"
+    parser.add_argument("--only", default="", metavar="WORDS", help=about)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--table", choices=sorted(TABLES), help="default: both")
     parser.add_argument("--traces", type=Path, default=Path("../shared/traces"))
@@ -174,12 +177,17 @@ def main() -> None:
     if arguments.seeds < 1 or arguments.processes < 1:
         parser.error("--seeds and --processes must be at least 1")
     names = [arguments.table] if arguments.table else list(TABLES)
+    words = [word.strip() for word in arguments.only.split(",") if word.strip()]
+    known = [variant.name for name in names for variant in TABLES[name]]
+    if unknown := [word for word in words if not any(word in variant for variant in known)]:
+        parser.error(f"--only: no variant has {unknown[0]!r} in its name; known: {', '.join(known)}")
     jobs = [
         Job(name, variant, column, seed)
         for name in names
         for seed in range(arguments.seeds)
         for column in range(len(COLUMNS))
-        for variant in range(len(TABLES[name]))
+        for variant, its in enumerate(TABLES[name])
+        if variant == 0 or not words or any(word in its.name for word in words)
     ]
     print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
     rows = run(jobs, arguments.traces, arguments.processes)

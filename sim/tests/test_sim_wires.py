@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hyperflexis_sim.wires import WireRules, Wires
-from hyperflexis_worker.core.read_order import IN_FLIGHT_US, OVERTAKES
+from hyperflexis_worker.kv.read_order import IN_FLIGHT_US, OVERTAKES
 
 RULES = WireRules(gbps=100.0, setup_us=1_000.0, bytes_per_token=1e5, host_workers=2)
 """1,000 tokens are a millisecond within a host of two, four to the other one."""

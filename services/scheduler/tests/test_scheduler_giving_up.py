@@ -8,7 +8,7 @@ from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
 from hyperflexis_scheduler.core.rules import Rules
 
 
-def give_up(stage, slo, workers=2, rules=None):
+def give_up(stage, slo, workers=2):
     """Every worker gives the request up once."""
     for number in range(workers):
         stage.worker(f"w{number}")

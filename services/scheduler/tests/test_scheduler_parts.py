@@ -214,7 +214,7 @@ class TestPolicies:
                 expected.append(slot)
         request = ask(tokens, age_us, ttft_us)
         assert in_time(request, loads, among).tolist() == expected
-        assert EarliestFirstToken().choose(request, loads, among).slot == best[1]
+        assert EarliestFirstToken(harm_us=0.0).choose(request, loads, among).slot == best[1]
 
     def test_only_the_deadline_orders_what_waits_and_only_for_its_own_policy(self):
         keys = {name: policy().hold_key(77) for name, policy in POLICIES.items()}
@@ -230,6 +230,16 @@ def test_tiers_without_end_share_one_entry():
     for number in range(2 * MAX_TIERS):
         tally.tier(f"t{number}").submitted += 1
     assert len(tally.tiers()) == MAX_TIERS + 1 and tally.tier(OTHER).submitted == MAX_TIERS
+
+
+def test_answers_of_unknown_length_do_not_count_for_the_mean():
+    tally = Tally()
+    before = tally.output_tokens("chat")
+    tally.finished("chat", 100, 0)
+    assert tally.output_tokens("chat") == before and tally.tier("chat").finished == 1
+    for _ in range(1_000):
+        tally.finished("chat", 100, 30)
+    assert abs(tally.output_tokens("chat") - 30) < 3
 
 
 class TestFaults:

@@ -8,9 +8,10 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -28,6 +29,7 @@ from hyperflexis_worker.engine.loop import EngineLoop
 from hyperflexis_worker.modelled import reference_tokens
 from hyperflexis_worker.steps.sampled import Sampled
 from hyperflexis_worker.steps.sequence import Sampling, Sequence
+from hyperflexis_worker.steps.slo_policy import SloPolicy
 from hyperflexis_worker.steps.step_plan import Chunk
 
 MODEL = ModelSettings(name="m", vocab_size=1_000, context_length=512)
@@ -169,31 +171,52 @@ async def test_what_the_engine_did_can_be_logged(tmp_path: Path) -> None:
     assert third["began_us"] >= second["began_us"] + second["took_us"]
 
 
-def test_what_passes_between_two_steps_counts_for_plans_and_not_for_the_model() -> None:
-    """Steps of 10 ms, and 5 until the next one begins: a step means 15 ms to whoever waits."""
-    clock, engine = FakeClock(), build_engine(settings("thread"))
-    ours, theirs = socket.socketpair()
+class TimedEngine:
+    """One whose steps take 10 ms on a fake clock, and who needs 2 ms to tell of each. The shell's commands come from
+    `next_command`, once it has nothing to do: until then `idle_us` pass."""
 
-    class Steps:
-        def execute(self, chunks: list[Chunk]) -> Sampled:
-            clock.advance(10_000)
-            return engine.executor.execute(chunks)
+    def __init__(self, idle_us: int = 0) -> None:
+        self.clock = FakeClock()
+        self.built = build_engine(settings("thread"))
+        self.executor = self.built.executor
+        self.idle_us = idle_us
+        self.commands: list[frames.ToEngine] = []
 
-        def forget(self, sequence: Sequence) -> None:
-            engine.executor.forget(sequence)
+    def execute(self, chunks: list[Chunk]) -> Sampled:
+        self.clock.advance(10_000)
+        return self.executor.execute(chunks)
 
-    class Told(CommandSocket):
-        def send(self, message: frames.FromEngine) -> None:
-            clock.advance(5_000)
-            if isinstance(message, frames.Stepped) and message.ended:
-                ours.sendall(frames.encode(frames.Stop()))
+    def forget(self, sequence: Sequence) -> None:
+        self.executor.forget(sequence)
 
-    model = StepTimeModel(10_000.0, 0.0, 0.0, 0.0, 0.0, host_us=0.0)
-    built = replace(engine, executor=Steps(), step_time=model)
-    with ours, theirs:
-        ours.sendall(frames.encode(add(1, "r1", max_tokens=200)))
-        EngineLoop(built, Told(theirs), clock).run()
-    assert engine.planner.pace == pytest.approx(1.5, rel=0.01)
+    def send(self, message: frames.FromEngine) -> None:
+        self.clock.advance(2_000)
+
+    def receive(self, wait_s: float, waker: object = None) -> Iterator[frames.ToEngine]:
+        if wait_s:
+            self.clock.advance(self.idle_us)
+            yield self.commands.pop(0)
+
+    def run(self, *commands: frames.ToEngine) -> SloPolicy:
+        self.commands = [*commands, frames.Stop()]
+        model = StepTimeModel(10_000.0, 0.0, 0.0, 0.0, 0.0, host_us=0.0)
+        built = replace(self.built, executor=self, step_time=model)
+        EngineLoop(built, cast(CommandSocket, self), self.clock).run()
+        policy = self.built.planner.policy
+        assert isinstance(policy, SloPolicy)
+        return policy
+
+
+def test_plans_count_with_what_passes_between_two_steps() -> None:
+    policy = TimedEngine().run(add(1, "r1", max_tokens=300))
+    assert policy.model.decodes_us(1, 0) == pytest.approx(12_000, rel=0.01)
+    assert policy.pace == pytest.approx(1.0)
+
+
+def test_waiting_for_work_is_not_between_two_steps() -> None:
+    requests = [add(number, f"r{number}", max_tokens=3) for number in range(1, 200)]
+    policy = TimedEngine(idle_us=900_000).run(*requests)
+    assert policy.model.decodes_us(1, 0) == pytest.approx(12_000, rel=0.01)
 
 
 @pytest.mark.parametrize("leak", [False, True])

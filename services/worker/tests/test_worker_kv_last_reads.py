@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from memory_wire import MemoryWire, Move
 from mover_end import End
 
-from hyperflexis_worker.core.read_order import IN_FLIGHT_US, OVERTAKES, PIECE_BYTES
+from hyperflexis_worker.kv.read_order import IN_FLIGHT_US, OVERTAKES, PIECE_BYTES
 from hyperflexis_worker.kv.transfers import Forget, Read, ReadOver
 
 DUE_US = 10**12

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hyperflexis_worker.core.read_order import OVERTAKES, ReadOrder
+from hyperflexis_worker.kv.read_order import OVERTAKES, ReadOrder
 
 
 def test_last_reads_go_first_and_each_in_turn() -> None:

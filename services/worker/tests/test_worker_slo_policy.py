@@ -62,6 +62,10 @@ def test_a_step_is_short_while_nobody_needs_a_long_one() -> None:
     assert policy().choose(0.0, loose, queue_of(), Pool()).budget_us == 35_000.0
 
 
+def test_no_step_is_shorter_than_the_floor_for_want_of_work() -> None:
+    assert policy().choose(0.0, decoding(9e6, tpot_us=150_000.0), queue_of(), Pool()).budget_us == 105_000.0
+
+
 def test_all_who_wait_must_have_ample_time_and_not_the_first_alone() -> None:
     queue = queue_of(Prompt(0, 2_000, ttft_us=200_000), Prompt(1, 10_000, ttft_us=220_000))
     assert policy().choose(0.0, decoding(500_000.0, tpot_us=50_000.0), queue, Pool()).budget_us == 50_000.0

@@ -96,7 +96,7 @@ class Cluster:
 
     def _engine(self, kind: WorkerKind, index: int) -> SimEngine:
         engine = SimEngine(
-            self.policy_of(kind.model),
+            self.policy_of(kind.model.hosted(kind.host_us)),
             kind.model.scaled(kind.slower),
             kind.kv_tokens,
             self._noise(kind, index),

@@ -5,17 +5,18 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_sim.request import SimRequest
 from hyperflexis_worker.steps.step_policy import Decodes
 
 Floats = npt.NDArray[np.float64]
 
 FIELDS = 15
-DUE, TOKEN_DUE, TPOT, PROMISED, CONTEXT, MADE, TO_COME = range(7)
+DUE, TOKEN_DUE, TPOT, PROMISED, CONTEXT, MADE, PAST_END = range(7)
 PAUSE_END, GAP, CREDIT, LAST, WORST, LATE, EXPECTED, LIMIT = range(7, FIELDS)
 """TOKEN_DUE: when the next token is due by arrival + TTFT + k TPOT as promised at first; LATE: tokens that missed it;
-TO_COME: tokens until it is done, below 0 until then; EXPECTED: output tokens that its tier makes on average, as known
-when it began to decode; LIMIT: and at most. In this order what a step adds to is side by side."""
+PAST_END: tokens beyond its last one, below 0 until that is made; EXPECTED: output tokens that its tier makes on
+average, as known when it began to decode; LIMIT: and at most. In this order what a step adds to is side by side."""
 _DUES, _EACH, _TOKENS = slice(DUE, TPOT), slice(TPOT, CONTEXT), slice(CONTEXT, PAUSE_END)
 
 
@@ -38,7 +39,7 @@ class DecodeTable:
 
     def least_left(self) -> int:
         """Steps until the first of them ends."""
-        return -int(self._table[TO_COME, : self.count].max())
+        return -int(self._table[PAST_END, : self.count].max())
 
     def add(self, request: SimRequest, now_us: float, expected_tokens: float) -> None:
         """Its newest token came at `now_us`; at least one more will."""
@@ -92,9 +93,9 @@ class DecodeTable:
             tokens += steps
             np.add(used[GAP], last, out=used[PAUSE_END])
             self.context_tokens += steps * self.count
-        if used[TO_COME].max() < 0:
+        if used[PAST_END].max() < 0:
             return []
-        return [self.remove(int(at)) for at in np.flatnonzero(used[TO_COME] >= 0)[::-1]]
+        return [self.remove(int(at)) for at in np.flatnonzero(used[PAST_END] >= 0)[::-1]]
 
     def _advance_some(self, used: np.ndarray, now_us: float, who: np.ndarray) -> None:
         step = who.astype(np.float64)
@@ -141,5 +142,4 @@ class DecodeTable:
     def growth(self) -> float:
         """Tokens that all of them are expected to grow by: OutputLengths.remaining, summed."""
         used = self._table[:, : self.count]
-        expected = np.maximum(used[EXPECTED] - used[MADE], used[EXPECTED] / 2) + 1
-        return float(np.minimum(used[LIMIT] - used[MADE], expected).sum())
+        return float(OutputLengths.remaining_of(used[EXPECTED], used[MADE], used[LIMIT]).sum())

@@ -46,6 +46,7 @@ class SimEngine:
         self.policy = policy
         self.truth = truth
         self._as_believed = truth == policy.model
+        """Policies here keep the model that they begin with."""
         self.kv_tokens = kv_tokens
         self.applied = 0
         self.version = 0

@@ -34,6 +34,7 @@ class Run:
     ends_us: np.ndarray
     predicted_us: np.ndarray
     took_us: np.ndarray
+    """Without what passes before the next one."""
     waiting_left: bool
     told: int = 0
     """Steps that the policy has heard of."""

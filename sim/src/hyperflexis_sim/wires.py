@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hyperflexis_worker.core.read_order import IN_FLIGHT_US, ReadOrder
+from hyperflexis_worker.kv.read_order import IN_FLIGHT_US, ReadOrder
 
 NVLINK_GBPS = 330.0
 """Between two GPUs of one host, fragmented blocks (docs: measured 346 to 371, 292 to 327 beside load)."""

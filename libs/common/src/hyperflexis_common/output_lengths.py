@@ -3,6 +3,11 @@ judged by."""
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
 PRIOR_TOKENS = 128.0
 """Believed of a tier that nothing is known of yet."""
 MEMORY = 256
@@ -27,3 +32,9 @@ class OutputLengths:
         """Output tokens that are still to come, as far as one can tell: one beyond the mean has half of it left."""
         mean = self.mean(tier)
         return min(max_tokens - made, max(mean - made, mean / 2) + 1)
+
+    @staticmethod
+    def remaining_of(mean: Floats, made: Floats, max_tokens: Floats) -> Floats:
+        """[n] The same of many, whose tiers make so many on average."""
+        remaining: Floats = np.minimum(max_tokens - made, np.maximum(mean - made, mean / 2) + 1)
+        return remaining

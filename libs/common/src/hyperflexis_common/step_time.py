@@ -11,10 +11,16 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from hyperflexis.common.v1 import capability_pb2
+
+Number = TypeVar("Number", float, npt.NDArray[np.float64])
 
 PLATEAU_TOKENS = 256
 """Up to here a step is bound by reading the weights; beyond it, by arithmetic."""
@@ -51,22 +57,14 @@ class StepTimeModel:
         if tokens == 0:
             return 0.0
         pairs = sum(chunk * (chunk / 2 + context) for chunk, context in shape.prefill_chunks)
-        return (
-            self.c0_us
-            + self.c1_us * min(tokens, PLATEAU_TOKENS)
-            + self.c2_us * max(0, tokens - PLATEAU_TOKENS)
-            + self.c3_us * pairs
-            + self.c4_us * shape.decode_context_tokens
-            + self.c5_us * shape.decodes
-            + self.host_us
-        )
+        return self._empty_us(shape.decodes, shape.decode_context_tokens) + self._linear_us(tokens) + self.c3_us * pairs
 
     def decodes_us(self, decodes: int, context_tokens: float) -> float:
         """A step of nothing but so many decodes, with so much context together; of none: what each step costs."""
-        return self.c0_us + self._linear_us(decodes) + self.c4_us * context_tokens + self.c5_us * decodes + self.host_us
+        return self._empty_us(decodes, context_tokens) + self._linear_us(decodes)
 
-    def prefill_us(self, tokens: float, context: float = 0) -> float:
-        """Marginal time of prefilling `tokens` after `context`, in steps that are busy anyway."""
+    def prefill_us(self, tokens: Number, context: Number | float = 0) -> Number:
+        """Marginal time of prefilling `tokens` after `context`, in steps that are busy anyway; of one, or of many."""
         return self.c2_us * tokens + self.c3_us * tokens * (tokens / 2 + context)
 
     def decode_us(self, tokens: float, context: float) -> float:
@@ -96,6 +94,14 @@ class StepTimeModel:
         if tokens <= PLATEAU_TOKENS:
             return self.c1_us * tokens
         return self.c1_us * PLATEAU_TOKENS + self.c2_us * (tokens - PLATEAU_TOKENS)
+
+    def _empty_us(self, decodes: int, context_tokens: float) -> float:
+        """Of a step, what its tokens do not cost."""
+        return self.c0_us + self.c4_us * context_tokens + self.c5_us * decodes + self.host_us
+
+    def hosted(self, between_us: float) -> StepTimeModel:
+        """The same where so much passes between two steps: what a step means to those who wait."""
+        return replace(self, host_us=self.host_us + between_us) if between_us else self
 
     def scaled(self, factor: float) -> StepTimeModel:
         """The same device, so many times slower."""

@@ -12,6 +12,9 @@ class Halves:
     def __init__(self) -> None:
         self._requests: dict[str, Request] = {}
 
+    def __contains__(self, request: Request) -> bool:
+        return self._requests.get(request.request_id) is request
+
     def add(self, request: Request) -> None:
         self._requests[request.request_id] = request
 

@@ -238,6 +238,7 @@ class Requests:
         run, start = request.run, request.start
         if run is None or start is None:
             return
+        assert request in self._halves
         self.whole(request)
         request.phase = worker_session_pb2.REQUEST_PHASE_WAITING
         request.queued_us = now_us

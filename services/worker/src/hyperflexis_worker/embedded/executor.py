@@ -79,7 +79,7 @@ class TorchExecutor:
         return hashlib.blake2b(identity.encode(), digest_size=16).digest()
 
     def execute(self, chunks: Rows[Chunk]) -> Sampled:
-        """See core.step_loop.Executor. Raises ValueError, and computes nothing, for a token id out of range."""
+        """See steps.step_loop.Executor. Raises ValueError, and computes nothing, for a token id out of range."""
         if not chunks:
             return Sampled([])
         for chunk in chunks:

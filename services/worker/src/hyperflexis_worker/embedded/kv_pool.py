@@ -24,7 +24,7 @@ def plain_memory(nbytes: int, device: torch.device) -> Tensor:
 
 
 class KvPool:
-    """Storage only; who owns which block is core.blocks' business."""
+    """Storage only; who owns which block is steps.blocks' business."""
 
     def __init__(
         self,

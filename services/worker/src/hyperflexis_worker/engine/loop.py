@@ -29,6 +29,9 @@ log = structlog.get_logger(__name__)
 
 IDLE_POLL_S = 0.2
 STUCK_POLL_S = 0.01
+BETWEEN_RATE = 0.03
+"""Weight of one step in the mean of what passes between two."""
+LEAST_STALL_US = 2_000
 STEP_TIME_EVERY = 64
 """Steps between two reports of the fitted step-time model."""
 
@@ -75,6 +78,7 @@ class EngineLoop:
         self._steps = 0
         self._ended_us: int | None = None
         """When the step before ended; None where something was waited for since."""
+        self._between_mean_us = 0.0
         self._fit = StepTimeFit(engine.step_time)
         self._ended: list[frames.EndedSequence] = []
         self._unchecked = False
@@ -172,9 +176,10 @@ class EngineLoop:
         took_us = self._clock.now_us() - began
         if plan.chunks:
             self._fit.observe(shape, took_us)
-            # The model is of the step alone. Plans have to count with what passes before the next one can begin, too.
-            between_us = 0 if self._ended_us is None else began - self._ended_us
-            self._engine.planner.stepped(plan, predicted, between_us + took_us, self._fit.model)
+            between_us = self._between_us(began)
+            # The fit is of the step alone; plans count with what passes before the next one can begin.
+            model = self._fit.model.hosted(between_us)
+            self._engine.planner.stepped(plan, predicted + between_us, took_us + between_us, model)
             self._ended_us = began + took_us
         result = self._loop.commit(plan, sampled)
         if self._step_log is not None:
@@ -205,6 +210,13 @@ class EngineLoop:
                 cache_lost=cache.lost,
             )
         )
+
+    def _between_us(self, began_us: int) -> float:
+        """What passes between two steps on average, the one that began then included. A stall is no new mean."""
+        if self._ended_us is not None:
+            passed_us = min(began_us - self._ended_us, 2 * self._between_mean_us + LEAST_STALL_US)
+            self._between_mean_us += BETWEEN_RATE * (passed_us - self._between_mean_us)
+        return self._between_mean_us
 
     def _step_time(self) -> frames.StepTime | None:
         if self._steps % STEP_TIME_EVERY:

@@ -10,10 +10,10 @@ from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 
 from hyperflexis_common.clock import Clock
-from hyperflexis_worker.core.read_order import IN_FLIGHT_US, PIECE_BYTES, ReadOrder
 from hyperflexis_worker.engine import kv_frames as kv
 from hyperflexis_worker.kv.links import Links
 from hyperflexis_worker.kv.peer_metadata import PeerMetadata
+from hyperflexis_worker.kv.read_order import IN_FLIGHT_US, PIECE_BYTES, ReadOrder
 from hyperflexis_worker.kv.relay import RelayTransport
 from hyperflexis_worker.kv.transfers import Forget, News, Order, Read, ReadOver
 from hyperflexis_worker.kv.transport import LinkError, Progress, Transport

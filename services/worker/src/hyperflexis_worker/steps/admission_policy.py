@@ -35,6 +35,9 @@ class AdmissionPolicy(SloPolicy):
     def _floor_us(self, decodes: Decodes) -> float:
         return self.rules.floor_share * float(decodes.tpot_us.min())
 
+    def _limit_us(self, budget: StepBudget, queue: PrefillQueue, key: Floats) -> float:
+        return 0.0
+
     def _fill(
         self,
         now_us: float,

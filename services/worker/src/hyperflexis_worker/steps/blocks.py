@@ -2,7 +2,7 @@
 the bytes are elsewhere.
 
 A block is owned by everyone who may still read or write it: sequences (several may share a prefix), leases of
-exported caches, transfers under way (core.holds). It is free when its last owner lets go, whoever that is; nothing
+exported caches, transfers under way (steps.holds). It is free when its last owner lets go, whoever that is; nothing
 else makes it free. A full block may be published under the hash of everything up to its end: then it is kept after
 its last owner has gone, least recently used first out, and the next sequence with this prefix owns it again.
 """

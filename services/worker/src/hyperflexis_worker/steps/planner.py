@@ -89,7 +89,7 @@ class StepPlanner:
         return plan
 
     def stepped(self, plan: StepPlan, predicted_us: float, took_us: float, model: StepTimeModel) -> None:
-        """The plan made last took so long, with what had passed since the step before; `model` is the newest fit.
+        """The plan made last took so long; `model` is the newest fit. All three with what passes between two steps.
         Called before its tokens are committed."""
         self.policy.stepped(self._choice, self._decodes, self._left, predicted_us, took_us)
         self.policy.model = model

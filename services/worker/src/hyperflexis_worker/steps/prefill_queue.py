@@ -173,16 +173,12 @@ class PrefillQueue:
 
     def prefill_us(self, model: StepTimeModel) -> Floats:
         """[len] Marginal time of what is left of each."""
-        tokens = self.to_compute
-        taken_us: Floats = tokens * (model.c2_us + model.c3_us * (tokens / 2 + self.computed))
-        return taken_us
+        return model.prefill_us(self.to_compute, self.computed)
 
     def output_left(self, lengths: OutputLengths) -> Floats:
         """[len] Output tokens that each is expected to make yet (OutputLengths.remaining)."""
         mean = np.array([lengths.mean(tier) for tier in self.tiers])[self.tier]
-        made = self.made
-        left: Floats = np.minimum(self.max_tokens - made, np.maximum(mean - made, mean / 2) + 1)
-        return left
+        return lengths.remaining_of(mean, self.made, self.max_tokens)
 
     @property
     def tier(self) -> Rows:

@@ -2,7 +2,7 @@
 transfers until they come.
 
 What a reservation holds may be trusted only where a transfer has ended well: a block counts as filled from then until
-the next transfer into it begins. Blocks that a transfer may still write to are in quarantine (core.holds); they are
+the next transfer into it begins. Blocks that a transfer may still write to are in quarantine (steps.holds); they are
 never aimed at again, nor given to a sequence.
 """
 

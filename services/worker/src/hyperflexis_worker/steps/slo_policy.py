@@ -48,7 +48,7 @@ class SloPolicy:
         choice = StepChoice()
         key = self._order(now_us, queue, choice) if len(queue) else _NOBODY
         budget = StepBudget(self.rules, self.model, self._pace, now_us, decodes)
-        choice.budget_us = budget.within_us(queue, key)
+        choice.budget_us = self._limit_us(budget, queue, key)
         if len(queue):
             self._fill(now_us, key, decodes, queue, room, budget, choice)
         return choice
@@ -91,6 +91,9 @@ class SloPolicy:
     @property
     def _time_share(self) -> float:
         return min(max(self._share, self.rules.least_share), 1.0)
+
+    def _limit_us(self, budget: StepBudget, queue: PrefillQueue, key: Floats) -> float:
+        return budget.within_us(queue, key) if self.rules.budget else 0.0
 
     def _order(self, now_us: float, queue: PrefillQueue, choice: StepChoice) -> Floats:
         """[len(queue)] Whom to prefill first, smallest key first; infinite for those given up."""

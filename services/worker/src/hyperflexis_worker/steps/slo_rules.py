@@ -23,8 +23,8 @@ class SloRules:
     longest_us: float = 150_000.0
     """... up to this, as steps without decodes may."""
     unhurried_us: float = 35_000.0
-    """Nor longer than this, or than twice what it takes with no prompt in it, while steps of that length leave all who
-    wait ..."""
+    """Nor longer than this, or than twice what it takes with no prompt in it, if the floor allows, while steps of that
+    length leave all who wait ..."""
     ample: float = 2.0
     """... so many times the prefill time that they need to be on time."""
     work_order: float = WORK_ORDER
