@@ -8,7 +8,6 @@ build/bench/variants.json and prints a table of attainment for each. Load 1 is t
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
@@ -18,6 +17,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import slo_kept
 from slo_environments import PROFILES, Environment
 
 from hyperflexis_cli.load_plots import OURS
@@ -25,6 +25,12 @@ from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.interval import half_width_95
 from hyperflexis_sim.policies import ADMISSION_TOKENS
 
+KEPT = (
+    "table", "variant", "environment", "load", "seed",
+    "attainment", "token_deadline_attainment", "ttft_p99_ms", "e2e_p99_ms", "gap_p99_ms",
+)  # fmt: skip
+WORTH_TELLING = 0.25
+"""Points."""
 QOSERVE, SCORPIO = "jsq+qoserve", "jsq+scorpio"
 
 
@@ -59,6 +65,14 @@ COLUMNS = [
     )
     for load in (1.0, 1.5, 2.0)
 ]
+
+SHORT = {
+    "mix_poisson/h200/4": "mix H200",
+    "mix_poisson/a100/4": "mix A100",
+    "azure_2023_code/h200/4": "code",
+    "azure_2023_conv/h200/4": "conversation",
+}
+"""What tables call them, at the first of their columns."""
 
 ABLATIONS = [
     Variant("as it is"),
@@ -141,25 +155,32 @@ def run(jobs: Sequence[Job], directory: Path, processes: int) -> list[dict[str, 
 
 
 def table(rows: Sequence[Mapping[str, Any]], name: str) -> list[str]:
-    """Of what was run: attainment, and what it differs from `as it is` by where that is more than its 95 % interval."""
+    """Of what was run: attainment as it is, and under it the points that each change wins or loses; · = less than a
+    quarter point, in brackets = less than the half width of its 95 % interval."""
     points = [(column.environment.name, column.load) for column in COLUMNS]
     found: dict[tuple[str, str, float], list[float]] = {}
     for row in rows:
         if row["table"] == name:
             found.setdefault((row["variant"], row["environment"], row["load"]), []).append(row["attainment"])
-    heads = [f"{where.removeprefix('mix_').removeprefix('azure_2023_')} {load:g}x" for where, load in points]
+    names = dict(SHORT)
+    heads = [f"{names.pop(where, '')} {load:g}x".strip() for where, load in points]
     lines = ["| change | " + " | ".join(heads) + " |", "|---" * (len(points) + 1) + "|"]
-    names = {variant for variant, *_ in found}
-    for variant in (variant for variant in TABLES[name] if variant.name in names):
-        cells = []
-        for point in points:
-            values, base = found[variant.name, *point], found["as it is", *point]
-            width = half_width_95([value - other for value, other in zip(values, base, strict=True)])
-            change = fmean(values) - fmean(base)
-            sure = variant.name != "as it is" and abs(change) > max(width, 0.002)
-            cells.append(f"{fmean(values):.3f}" + (f" ({100 * change:+.1f})" if sure else ""))
-        lines.append(f"| {variant.name} | " + " | ".join(cells) + " |")
+    for variant in dict.fromkeys(variant for variant, *_ in found):
+        pairs = [(found[variant, *point], found["as it is", *point]) for point in points]
+        cells = [f"{fmean(values):.3f}".removeprefix("0") for values, _ in pairs]
+        if variant != "as it is":
+            cells = [_change(values, base) for values, base in pairs]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _change(values: Sequence[float], base: Sequence[float]) -> str:
+    """In points; seed by seed."""
+    changes = [100 * (value - other) for value, other in zip(values, base, strict=True)]
+    change = fmean(changes)
+    if abs(change) < WORTH_TELLING:
+        return "·"
+    return f"{change:+.1f}" if abs(change) > half_width_95(changes) else f"({change:+.1f})"
 
 
 def main() -> None:
@@ -192,9 +213,10 @@ def main() -> None:
     print(f"{len(jobs)} simulations, {arguments.processes} at a time", flush=True)
     rows = run(jobs, arguments.traces, arguments.processes)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps({"seeds": arguments.seeds, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    kept = [{column: row[column] for column in KEPT} for row in rows]
+    slo_kept.write(arguments.out, {"seeds": arguments.seeds, "rows": kept})
     for name in names:
-        print(f"\n{name}, attainment (points lost or won where that is sure)\n")
+        print(f"\n{name}: attainment as it is, then points won or lost\n")
         print("\n".join(table(rows, name)))
     print(f"\nwritten: {arguments.out}")
 

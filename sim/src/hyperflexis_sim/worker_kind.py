@@ -21,4 +21,4 @@ class WorkerKind:
     steps: Sequence[tuple[float, float]] = ()
     """Measured, in order: the time by the model, and what it took over that; none = the cluster's `step_noise`."""
     host_us: float = 0.0
-    """Between two steps, seen by neither model nor policy."""
+    """Between two steps: its policy counts with it, the scheduler knows nothing of it."""
