@@ -79,7 +79,7 @@ def target_table(found: Sequence[Mapping[str, Any]]) -> Table:
 
 def latency_table(rows: Rows) -> Table:
     """Milliseconds, means of the seeds; p99 TTFT of each tier too, where all have the same tiers."""
-    heads = ["TTFT p50", "TTFT p99", *(f"of {tier}" for tier in TIERS), "e2e p50", "e2e p99", "longest pause p99"]
+    heads = ["TTFT p50", "TTFT p99", f"of {TIERS[0]}", *TIERS[1:], "e2e p50", "e2e p99", "longest pause p99"]
     lines = _head([f"workload at load {LATENCY_LOAD:g}", "policy", *heads, "every token in time"])
     for environment in environments(rows):
         here = [row for row in rows if _of(row) == environment and row["load"] == LATENCY_LOAD]
