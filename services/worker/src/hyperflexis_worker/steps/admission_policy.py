@@ -38,17 +38,8 @@ class AdmissionPolicy(SloPolicy):
     def _limit_us(self, budget: StepBudget, queue: PrefillQueue, key: Floats) -> float:
         return 0.0
 
-    def _fill(
-        self,
-        now_us: float,
-        key: Floats,
-        decodes: Decodes,
-        queue: PrefillQueue,
-        room: Room,
-        budget: StepBudget,
-        choice: StepChoice,
-    ) -> None:
-        tokens, sequences = decodes.count, decodes.count
+    def _fill(self, budget: StepBudget, key: Floats, queue: PrefillQueue, room: Room, choice: StepChoice) -> None:
+        tokens, sequences = budget.decodes.count, budget.decodes.count
         begun = np.flatnonzero((queue.computed > 0) & np.isfinite(key))
         waiting_us = 0.0
         """Of prefill that the engine has to do before anything else that it is handed."""
@@ -65,7 +56,7 @@ class AdmissionPolicy(SloPolicy):
                 return
             key[at] = np.inf
             request = queue.requests[at]
-            if not self._affordable(now_us, request, waiting_us, decodes, budget, choice):
+            if not self._affordable(request, waiting_us, budget, choice):
                 return
             taken = self._take(request, room, tokens, choice)
             if taken:
@@ -81,16 +72,9 @@ class AdmissionPolicy(SloPolicy):
         choice.chunks.append(Chosen(request, chunk))
         return chunk
 
-    def _affordable(
-        self,
-        now_us: float,
-        request: Waiting,
-        waiting_us: float,
-        decodes: Decodes,
-        budget: StepBudget,
-        choice: StepChoice,
-    ) -> bool:
+    def _affordable(self, request: Waiting, waiting_us: float, budget: StepBudget, choice: StepChoice) -> bool:
         """Whether the decodes keep their promises though the engine does all of this, and what it has, in its steps."""
+        decodes = budget.decodes
         if not decodes.count:
             return True
         prefill_us = waiting_us + self.model.prefill_us(request.to_compute, request.computed)
@@ -99,5 +83,5 @@ class AdmissionPolicy(SloPolicy):
         took_us = self._pace * prefill_us + steps * budget.fixed_us
         due_us, tpot_us = budget.tightest()
         kept = due_us == math.inf or took_us <= budget.trusted_us(due_us) + (steps - 1) * tpot_us
-        in_time = kept and took_us / steps <= float(decodes.pause_end_us.min()) - now_us
+        in_time = kept and took_us / steps <= float(decodes.pause_end_us.min()) - budget.now_us
         return in_time or took_us <= self._credit_us + steps * self._floor_us(decodes)

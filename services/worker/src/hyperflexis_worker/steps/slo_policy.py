@@ -50,7 +50,7 @@ class SloPolicy:
         budget = StepBudget(self.rules, self.model, self._pace, now_us, decodes)
         choice.budget_us = self._limit_us(budget, queue, key)
         if len(queue):
-            self._fill(now_us, key, decodes, queue, room, budget, choice)
+            self._fill(budget, key, queue, room, choice)
         return choice
 
     def stepped(
@@ -179,17 +179,8 @@ class SloPolicy:
         """The step that runs before any of this, about."""
         return 10_000.0
 
-    def _fill(
-        self,
-        now_us: float,
-        key: Floats,
-        decodes: Decodes,
-        queue: PrefillQueue,
-        room: Room,
-        budget: StepBudget,
-        choice: StepChoice,
-    ) -> None:
-        model, rules = self.model, self.rules
+    def _fill(self, budget: StepBudget, key: Floats, queue: PrefillQueue, room: Room, choice: StepChoice) -> None:
+        model, rules, decodes = self.model, self.rules, budget.decodes
         tokens, sequences = decodes.count, decodes.count
         used_us, budget_us = budget.fixed_us / self._pace, math.inf
         if rules.budget:
@@ -218,7 +209,7 @@ class SloPolicy:
             used_us, budget_us = used_us + chunk_us, budget_us - chunk_us
             if chunk == offer.tokens and not request.made:
                 # Its first token comes when the whole step is over: what else is in it must not make it late.
-                within_us = (request.due_us - now_us) * rules.slack_share - rules.margin_us
+                within_us = (request.due_us - budget.now_us) * rules.slack_share - rules.margin_us
                 left_us = within_us / self._pace - used_us
                 budget_us = min(budget_us, max(left_us, 0.0) if rules.first_in_time else budget_us)
             tokens += chunk

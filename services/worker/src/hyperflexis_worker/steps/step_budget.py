@@ -20,18 +20,18 @@ class StepBudget:
         self._rules = rules
         self._model = model
         self._pace = pace
-        self._now_us = now_us
-        self._decodes = decodes
+        self.now_us = now_us
+        self.decodes = decodes
         self.fixed_us = pace * model.decodes_us(decodes.count, decodes.context_tokens)
         """What the step takes with no prefill in it."""
 
     def within_us(self, queue: PrefillQueue, key: Floats) -> float:
         """`key`: [len(queue)], or empty where nobody is to be prefilled; whose is the smallest comes first."""
         rules = self._rules
-        if not self._decodes.count:
+        if not self.decodes.count:
             return rules.longest_us
         due_us, tightest_us = self.tightest()
-        pause_us = self.trusted_us(float(self._decodes.pause_end_us.min()))
+        pause_us = self.trusted_us(float(self.decodes.pause_end_us.min()))
         within_us = min(self.trusted_us(due_us), pause_us, rules.longest_us)
         if tightest_us == math.inf:
             return within_us
@@ -45,10 +45,10 @@ class StepBudget:
 
     def tightest(self) -> tuple[float, float]:
         """When the first of the decodes' next tokens is due, and the tightest TPOT; infinite where all are lost."""
-        due_us, tpot_us = self._decodes.due_us, self._decodes.tpot_us
+        due_us, tpot_us = self.decodes.due_us, self.decodes.tpot_us
         first_us = float(due_us.min())
-        if self._rules.reachable and first_us <= self._now_us:
-            kept = (tpot_us > self.fixed_us) | (due_us > self._now_us)
+        if self._rules.reachable and first_us <= self.now_us:
+            kept = (tpot_us > self.fixed_us) | (due_us > self.now_us)
             if not kept.any():
                 return math.inf, math.inf
             return float(due_us[kept].min()), float(tpot_us[kept].min())
@@ -56,8 +56,8 @@ class StepBudget:
 
     def trusted_us(self, until_us: float) -> float:
         """Of the time until something must have happened."""
-        margin_us = min(self._rules.margin_us, 0.1 * float(self._decodes.tpot_us.min()))
-        return (until_us - self._now_us) * self._rules.slack_share - margin_us
+        margin_us = min(self._rules.margin_us, 0.1 * float(self.decodes.tpot_us.min()))
+        return (until_us - self.now_us) * self._rules.slack_share - margin_us
 
     def _hurried(self, step_us: float, queue: PrefillQueue, key: Floats) -> bool:
         """Whether the next in order would be late by steps of this length, all of them its own."""
@@ -68,7 +68,7 @@ class StepBudget:
             return False
         alone_us = self._pace * self._model.prefill_us(float(queue.to_compute[at]), float(queue.computed[at]))
         free_us = step_us - self.fixed_us
-        left_us = float(queue.due_us[at]) - self._now_us
+        left_us = float(queue.due_us[at]) - self.now_us
         return left_us > alone_us and alone_us * step_us > max(free_us, 0.1 * step_us) * left_us
 
     def _ample(self, step_us: float, queue: PrefillQueue) -> bool:
@@ -77,4 +77,4 @@ class StepBudget:
             return True
         prefill_share = 1 - self.fixed_us / step_us
         needed_us = self._pace * queue.prefill_us(self._model).cumsum()
-        return bool((self._rules.ample * needed_us <= prefill_share * (queue.due_us - self._now_us)).all())
+        return bool((self._rules.ample * needed_us <= prefill_share * (queue.due_us - self.now_us)).all())
