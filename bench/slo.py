@@ -204,7 +204,7 @@ def main() -> None:
     results.write(wall_s=round(time.monotonic() - began, 1), finished=finished, targets=found)
     page = arguments.out.with_suffix(".html")
     if kept is not None and finished:
-        capacities = slo_kept.found(kept["capacities"], results.capacities.values())
+        capacities = slo_kept.capacities(kept["capacities"], results.capacities.values())
         newly = {"capacities": capacities, "bounds": results.bounds, "targets": found, "rows": rows}
         slo_kept.write(arguments.into, kept | newly)
     html = render_load_report(rows, _about(results, arguments.selection), "Promises kept, by load", _notes(found))

@@ -54,8 +54,8 @@ def merged(kept: Sequence[Row], new: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: [place[row[name]] for place, name in zip(places, columns, strict=True)])
 
 
-def found(kept: Sequence[Row], new: Iterable[Row]) -> list[Row]:
-    """Capacities: those kept, and of other environments those found now."""
+def capacities(kept: Sequence[Row], new: Iterable[Row]) -> list[Row]:
+    """Those kept, and of other environments those found now."""
     known = {_place(row) for row in kept}
     return [*kept, *(row for row in new if _place(row) not in known)]
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
+from slo import Results, find_bounds, find_capacities
 from slo_bounds import fluid_verdicts
-from slo_environments import TRACES, Environment
+from slo_environments import PROFILES, TRACES, Environment
 from slo_selection import NAMED, default_jobs, disaggregated_jobs, full_jobs, narrowed, quick_jobs
 from slo_targets import verdicts
 
@@ -117,3 +120,16 @@ def test_the_fluid_bound_is_judged_by_the_mean_over_seeds() -> None:
     assert azure["holds"] is None
     [mix, _] = fluid_verdicts(rows, [about | {"seed": 0, "fluid": 0.82, "clairvoyant": 0.9}])
     assert mix["holds"] is True
+
+
+def test_what_is_kept_is_not_looked_for_again(tmp_path: Path) -> None:
+    jobs = narrowed(default_jobs(), ["mix_poisson/h200/4"], ["hyperflexis"], 1)
+    place = {"trace": "mix_poisson", "profile": PROFILES["h200"], "workers": 4}
+    kept = {"capacities": [place | {"rate_rps": 90.0}], "bounds": [place | {"load": job.load} for job in jobs]}
+    results = Results(tmp_path / "slo.json", {})
+    results.know(kept, jobs)
+    with ProcessPoolExecutor(1) as pool:
+        find_capacities(pool, jobs, tmp_path, results)
+        find_bounds(pool, jobs, tmp_path, results)
+    assert [found["rate_rps"] for found in results.capacities.values()] == [90.0]
+    assert results.bounds == kept["bounds"]

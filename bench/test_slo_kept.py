@@ -32,7 +32,7 @@ def test_a_run_replaces_all_tiers_and_seeds_of_its_point_and_nothing_else() -> N
 def test_capacities_are_kept_and_new_ones_added() -> None:
     kept = [{"trace": "x", "profile": "h200/m/tp1", "workers": 4, "rate_rps": 9.0}]
     new = [kept[0] | {"rate_rps": 8.0}, kept[0] | {"workers": 16, "rate_rps": 36.0}]
-    assert [each["rate_rps"] for each in slo_kept.found(kept, new)] == [9.0, 36.0]
+    assert [each["rate_rps"] for each in slo_kept.capacities(kept, new)] == [9.0, 36.0]
 
 
 def test_tiers_are_kept_where_latencies_are_judged() -> None:

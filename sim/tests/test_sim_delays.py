@@ -11,6 +11,7 @@ from hyperflexis_sim.delays import Delays
 from hyperflexis_sim.request import FINISHED, SimRequest
 from hyperflexis_sim.worker_kind import WorkerKind
 from hyperflexis_worker.steps.chunked_policy import ChunkedPolicy
+from hyperflexis_worker.steps.slo_policy import SloPolicy
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, 0.0, host_us=0.0)
 
@@ -35,6 +36,18 @@ def test_a_client_sees_its_tokens_later_than_they_are_made() -> None:
     late = request(0, 0.0)
     cluster(Delays(1_000.0, returns_us=[(8_000.0, 8_000.0)])).run([late], 1e9)
     assert late.state == FINISHED and not late.attained
+
+
+def test_policies_count_with_what_passes_between_two_steps() -> None:
+    kinds = [WorkerKind(MODEL, 100_000, host_us=500.0)]
+    one = Cluster(kinds, RoundRobin(), lambda model: SloPolicy(model, 128, 8), Delays(0.0), step_noise=0.0)
+    served = request(0, 0.0, output=300)
+    one.run([served], 1e12)
+    [engine] = one.engines
+    policy = engine.policy
+    assert isinstance(policy, SloPolicy) and served.made == 300
+    # A decode is told as 1.51 ms, and takes as long: at the model's own 1.01 it would seem half as slow again.
+    assert policy.model.decodes_us(1, 0) == 1_510.0 and policy.pace == pytest.approx(1.0)
 
 
 def test_two_sent_close_together_may_change_places() -> None:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 from virtual_cell import VirtualCell
+from virtual_end import leaks
 from virtual_process import SECOND
 
 from hyperflexis.common.v1 import sampling_pb2
@@ -29,4 +30,4 @@ def test_the_end_of_the_older_routers_grace_ends_nothing(grace_us: int, seed: in
     for client in clients:
         assert client.ended is not None and client.ended.reason == sampling_pb2.FINISH_REASON_LENGTH, client.ended
         assert client.tokens == client.reference
-    assert cell.leaks() == []
+    assert leaks(cell) == []

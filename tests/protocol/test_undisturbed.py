@@ -1,4 +1,5 @@
 from virtual_cell import VirtualCell
+from virtual_end import leaks
 from virtual_process import SECOND
 
 from hyperflexis.common.v1 import sampling_pb2
@@ -13,4 +14,4 @@ def test_every_request_ends_with_its_reference_stream() -> None:
         assert client.ended is not None
         assert client.ended.reason == sampling_pb2.FINISH_REASON_LENGTH
         assert client.tokens == client.reference
-    assert cell.leaks() == []
+    assert leaks(cell) == []

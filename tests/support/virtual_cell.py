@@ -1,7 +1,7 @@
 """The cores of all three services in a virtual network: the protocol without sockets, at any speed, under any fault.
 
 Nothing here knows the rules; it carries messages. What the rules promise is checked by `Client` (the tokens are
-exactly the reference stream) and by `leaks()`.
+exactly the reference stream) and by virtual_end.py.
 """
 
 from __future__ import annotations
@@ -273,38 +273,3 @@ class VirtualCell:
             self.time.now_us + limit_s * SECOND, lambda: all(c.ended or c.cancelled for c in self.clients.values())
         )
         self.time.run_until(self.time.now_us + 40 * SECOND)
-
-    def leaks(self) -> list[str]:
-        """What should be gone and is not, and who should be there and is not."""
-        found = []
-        for worker in self.workers.values():
-            if worker.left:
-                continue
-            engine = worker.engine
-            if engine.loop.busy or engine.pool.free != engine.pool.usable:
-                found.append(f"{worker.key}: {engine.pool.usable - engine.pool.free} blocks")
-            if engine.caches:
-                found.append(f"{worker.key}: leases, reservations or transfers")
-            if len(worker.core.moves.pulls):
-                found.append(f"{worker.key}: {len(worker.core.moves.pulls)} requests that wait for a prefix")
-            if len(worker.core.moves.arrivals):
-                found.append(f"{worker.key}: {len(worker.core.moves.arrivals)} requests on their way there")
-            if worker.core.requests.unfinished:
-                found.append(f"{worker.key}: {worker.core.requests.unfinished} requests")
-        for router in self.routers:
-            if len(router.core):
-                found.append(f"{router.core.router_id}: {len(router.core)} requests")
-            if not router.core.session_open:
-                found.append(f"{router.core.router_id}: no session")
-        if self.leader is None or len(self.leaders) > 1:
-            return [*found, f"{len(self.leaders)} leaders"]
-        cluster = self.leader.core.cluster(self.leader.now_us())
-        if cluster.active or cluster.held:
-            found.append(f"scheduler: {cluster.active} active, {cluster.held} held")
-        unused = [worker for worker in self.workers.values() if not self.leader.uses(worker.key)]
-        if self.leaders.blind:
-            unused = [worker for worker in unused if not worker.left]
-        else:
-            found += [f"{worker.key}: replaced, and still there" for worker in self.retired if not worker.left]
-        found += [f"{worker.key}: not in use" for worker in unused]
-        return found

@@ -120,7 +120,7 @@ class Prospect:
             "ahead_prefill_us": float(self.ahead_us[at]),
             "own_prefill_us": float(self.own_us[at]),
             "prefill_share": float(self.share[at]),
-            "predicted_ttft_us": self._ask.age_us + float(self.until_us[at]),
+            "predicted_ttft_us": float(self.ttft_us[at]),
             "turn_us": float(self.turn_us[at]),
         }
 
