@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hyperflexis_common.step_time import SEEDS
@@ -103,6 +103,15 @@ def test_a_prefix_is_pulled_where_that_is_quicker(gbps, cached):
     assert (again.pulled_tokens, again.cached_tokens) == (cached, cached)
 
 
+@pytest.mark.parametrize("leap", [False, True])
+@pytest.mark.parametrize(("asked_us", "blocks"), [(1e6, 3), (6e6, 2), (8e6, 2)], ids=["before", "meanwhile", "after"])
+def test_what_decodes_grow_into_is_cached_no_more(asked_us, blocks, leap):
+    """A leap of a thousand steps, asked in the middle of it and after it."""
+    first, grows, again = request(0, 0.0, 1, 2_048), request(1, 1e5, 2, 600, 1_000), request(2, asked_us, 1, 2_048)
+    served([first, grows, again], 1, kv_tokens=6 * BLOCK_TOKENS, leap=leap)
+    assert (again.somewhere_tokens, again.cached_tokens) == (blocks * BLOCK_TOKENS,) * 2
+
+
 REQUESTS = st.lists(
     st.tuples(
         st.floats(0, 4e5),  # after the one before, in microseconds
@@ -127,7 +136,22 @@ def requests_of(drawn: Sequence[tuple[float, int, int, int, str]]) -> list[SimRe
     return requests
 
 
+OUTGROWN = [
+    (0.0, 1, 1356, 138, "code"),
+    (117651.0, 0, 541, 86, "code"),
+    (290163.0, 3, 1594, 73, "chat"),
+    (215234.0, 2, 3657, 38, "chat"),
+    (257909.86793282672, 0, 310, 11, "chat"),
+    (528.0, 3, 4, 26, "summarise"),
+    (18.0, 0, 1, 1, "chat"),
+    *[(0.0, 0, 1, 1, "chat")] * 10,
+    (69845.0, 0, 513, 1, "chat"),
+]
+"""Decodes that grow in a leap and then end: what they pushed out of the cache is wanted after it."""
+
+
 @settings(max_examples=60, deadline=None)
+@example(drawn=OUTGROWN, name="jsq+qoserve", kv_tokens=8_000, rules=PrefixRules(pull=True), gbps=2.0)
 @given(
     drawn=REQUESTS,
     name=st.sampled_from(["hyperflexis", "jsq+fcfs2048", "hyperflexis@1p1d", "jsq+qoserve"]),

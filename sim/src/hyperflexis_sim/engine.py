@@ -81,9 +81,12 @@ class SimEngine:
     def kv_used(self) -> float:
         return self.room.used
 
-    def cached_tokens(self, request: SimRequest) -> int:
+    def cached_tokens(self, request: SimRequest, now_us: float) -> int:
         """Of its prompt, what would be found here now."""
-        return self.cache.cached_tokens(request) if self.cache is not None else 0
+        if self.cache is None:
+            return 0
+        self._catch_up(now_us)
+        return self.cache.cached_tokens(request)
 
     def deliver(self, request: SimRequest, now_us: float) -> None:
         """A request has arrived here."""
@@ -111,12 +114,10 @@ class SimEngine:
         if run is None or len(run) == 1:
             return
         self._cut(now_us)
-        ended = min(run.ended(now_us), len(run) - 1)
+        ended = self._catch_up(now_us)
         if ended:
-            self._learn(run, ended)
             self.steps += ended
             self.table.advance(run.ends_us[:ended])
-            self.room.grown()
             run.drop(ended)
 
     def wake(self, now_us: float) -> None:
@@ -138,6 +139,7 @@ class SimEngine:
         """The steps under way are over; the next one begins."""
         run = self._run
         assert run is not None
+        self._catch_up(now_us)
         self._run = None
         self.steps += len(run)
         self._learn(run, len(run))
@@ -150,6 +152,17 @@ class SimEngine:
         if self.moves.watched:
             self.on_boundary(now_us)
         self._start(now_us)
+
+    def _catch_up(self, now_us: float) -> int:
+        """As if a leap were taken step by step. Returns the steps of it that are over; never the last, which `ended`
+        ends."""
+        run = self._run
+        if run is None or len(run) == 1:
+            return 0
+        ended = min(run.ended(now_us), len(run) - 1)
+        self._learn(run, ended)
+        self.room.grown(ended * self.table.count)
+        return ended
 
     def _learn(self, run: Run, ended: int) -> None:
         """The policy hears of each step once, in the middle of a leap too."""
@@ -168,11 +181,7 @@ class SimEngine:
 
     def report(self, now_us: float) -> EngineReport:
         """As of the last step that ended, be it in the middle of a leap."""
-        grown = 0
-        if self._run is not None and len(self._run) > 1:
-            ended = self._run.ended(now_us)
-            self._learn(self._run, ended)
-            grown = ended * self.table.count
+        grown = self._catch_up(now_us) * self.table.count
         policy, queue = self.policy, self.waiting
         begun = int(np.count_nonzero(queue.computed))
         return EngineReport(

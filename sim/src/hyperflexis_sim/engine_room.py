@@ -125,8 +125,10 @@ class EngineRoom:
         self.held_tokens += tokens
         return True
 
-    def grown(self) -> None:
-        """Steps have been taken since `begin`."""
+    def grown(self, tokens: int) -> None:
+        """By steps that began and ended since `begin`: that much less can stay cached."""
+        if self.cache is not None:
+            self.cache.fit(self.filled + tokens)
         self._growth = None
 
     def _cached(self, request: Waiting) -> int:

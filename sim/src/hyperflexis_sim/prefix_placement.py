@@ -37,7 +37,7 @@ class PrefixPlacement:
         """The worker, and how many tokens of the prompt it is thought to need not compute."""
         if not request.prefix:
             return self._dispatch.choose(ask, self._loads, among), 0
-        held = self._held(request)
+        held = self._held(request, now_us)
         request.somewhere_tokens = int(held.max())
         if self._pulls is not None:
             return self._pulls.choose(ask, self._loads, among, held, now_us)
@@ -49,9 +49,9 @@ class PrefixPlacement:
         """Before its worker has it in its queue."""
         if not request.prefix:
             return
-        known = self._engines[slot].cached_tokens(request)
+        known = self._engines[slot].cached_tokens(request, now_us)
         if self._pulls is not None:
-            known = max(known, self._pulls.begin(request, slot, self._held(request), now_us))
+            known = max(known, self._pulls.begin(request, slot, self._held(request, now_us), now_us))
         request.to_compute = request.prompt_tokens - known
 
     def reported(self, slot: int, report: EngineReport) -> None:
@@ -62,9 +62,9 @@ class PrefixPlacement:
         for stored, digest in report.cache.changes:
             (self._index.stored if stored else self._index.removed)(slot, digest)
 
-    def _held(self, request: SimRequest) -> Floats:
+    def _held(self, request: SimRequest, now_us: float) -> Floats:
         """[workers] Tokens of its prompt at each, in truth."""
-        return np.array([float(engine.cached_tokens(request)) for engine in self._engines])
+        return np.array([float(engine.cached_tokens(request, now_us)) for engine in self._engines])
 
     def _cached(self, request: SimRequest, among: Slots) -> Floats | None:
         """As the live scheduler's Placement."""
