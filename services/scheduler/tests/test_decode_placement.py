@@ -24,9 +24,7 @@ def loads_of(*workers: dict[int, float], kv_tokens: float = 400_000.0) -> Worker
     loads = WorkerLoads(len(workers))
     for worker in workers:
         slot = loads.open()
-        coefficients = (MODEL.c0_us + MODEL.host_us, MODEL.c1_us, MODEL.c2_us, MODEL.c3_us, MODEL.c4_us, MODEL.c5_us)
-        for field, value in enumerate(coefficients, columns.C0):
-            loads.set(slot, field, value)
+        loads.model(slot, MODEL)
         loads.set(slot, columns.KV_TOKENS, kv_tokens)
         for field, value in worker.items():
             loads.set(slot, field, value)

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.turns import WORK_ORDER
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.dispatch_policy import Ask, EarliestFirstToken, Prospect, in_time
 from hyperflexis_scheduler.core.loads import Slots, WorkerLoads, counts_before
 
 MS, SECOND = 1e3, 1e6
-H200 = {columns.C0: 6_000.0, columns.C1: 25.0, columns.C2: 25.0, columns.C4: 0.02, columns.C5: 20.0}
+H200 = StepTimeModel(6_000.0, 25.0, 25.0, 0.0, 0.02, 20.0, host_us=0.0)
 CHAT = Ask(500, 0.0, 500 * MS, 50 * MS, 300, expected_tokens=200.0)
 SUMMARY = Ask(4_000, 0.0, 15 * SECOND, 150 * MS, 500, expected_tokens=200.0)
 
@@ -23,8 +24,10 @@ def workers(*rows: dict[Any, float]) -> tuple[WorkerLoads, Slots]:
     loads = WorkerLoads(len(rows))
     for row in rows:
         slot = loads.open()
-        for field, value in (H200 | {k: v for k, v in row.items() if k != "queue"}).items():
-            loads.set(slot, field, value)
+        loads.model(slot, H200)
+        for field, value in row.items():
+            if field != "queue":
+                loads.set(slot, field, value)
         turn_us, prefill_us = row.get("queue", (0.0, 0.0))
         loads.queue(slot, prefill_us * counts_before(turn_us))
     return loads, np.arange(len(rows))

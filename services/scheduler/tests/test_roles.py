@@ -23,9 +23,7 @@ def pool(
     loads = WorkerLoads(workers)
     for _ in range(workers):
         slot = loads.open()
-        coefficients = (model.c0_us + model.host_us, model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us)
-        for field, value in enumerate(coefficients, columns.C0):
-            loads.set(slot, field, value)
+        loads.model(slot, model)
         for field, value in (
             (columns.KV_TOKENS, kv),
             (columns.RUNNING, decodes),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hyperflexis.common.v1 import capability_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2 as ws
 from hyperflexis_common.attempt import Attempt
+from hyperflexis_common.step_time import PLATEAU_TOKENS
 from hyperflexis_common.turns import ALL_US, TURNS_US
 from hyperflexis_scheduler.core import loads as columns
 from hyperflexis_scheduler.core.load_row import MOST_US
@@ -111,6 +112,8 @@ class Twin:
             (load.kv.total_blocks - load.kv.free_blocks) * load.kv.block_tokens,
             load.kv.total_blocks * load.kv.block_tokens,
             *self.model,
+            max(self.model[0] + PLATEAU_TOKENS * (self.model[1] - self.model[2]), 0.0),
+            self.model[2] + self.model[5],
             columns.MIXED,
             tightest_us,
             pace,

@@ -23,12 +23,7 @@ class LoadLedger:
         for index, (model, tokens) in enumerate(zip(models, kv_tokens, strict=True)):
             slot = self.loads.open()
             assert slot == index
-            for column, value in zip(
-                (columns.C0, columns.C1, columns.C2, columns.C3, columns.C4, columns.C5),
-                (model.c0_us + model.host_us, model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us),
-                strict=True,
-            ):
-                self.loads.set(slot, column, value)
+            self.loads.model(slot, model)
             self.loads.set(slot, columns.KV_TOKENS, tokens)
 
     def charge(self, slot: int, tokens: int, prefill_us: float, turn_us: float) -> None:

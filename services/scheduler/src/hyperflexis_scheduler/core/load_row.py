@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 
+import numpy as np
+
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_common.turns import TURNS_US
@@ -21,6 +23,9 @@ class LoadRow:
         self._loads = loads
         self._closed = False
         self._tpots_us: frozenset[float] = frozenset()
+        self._queued_tokens = 0
+        self._queued_us = np.zeros(1)
+        """As reported: by turn, as in WorkerLoads.queue, or [1] where the worker does not tell of turns."""
 
     def close(self) -> None:
         """It is another worker's from now on."""
@@ -35,16 +40,20 @@ class LoadRow:
         """Reports lag behind, and do not count what still waits for its Start: the larger view is right."""
         self.show(columns.REQUESTS, max(load.waiting + load.running + len(ledger), attempts))
 
-    def show_queue(self, load: worker_session_pb2.WorkerLoad, ledger: Ledger, model: StepTimeModel) -> None:
-        tokens = load.queued_prefill_tokens
-        self.show(columns.QUEUED_TOKENS, tokens + ledger.tokens)
-        # Of whose prompts the tokens are is not known where the worker does not say how long they take.
-        queued_us = min(load.queued_prefill_us or tokens * model.c2_us, MOST_US)
+    def take_queue(self, load: worker_session_pb2.WorkerLoad, model: StepTimeModel) -> None:
+        """What waits there, as reported."""
+        self._queued_tokens = load.queued_prefill_tokens
+        # Whose prompts the tokens are of is not known where the worker does not say how long they take.
+        queued_us = load.queued_prefill_us or self._queued_tokens * model.c2_us
         by_turn = len(load.queued_before_us) == len(TURNS_US)
-        told = [min(before_us, MOST_US) for before_us in load.queued_before_us]
-        reported_us = [*told, queued_us] if by_turn and load.queued_prefill_us else queued_us
+        told = load.queued_before_us if load.queued_prefill_us else [queued_us] * len(TURNS_US)
+        self._queued_us = np.minimum([*told, queued_us] if by_turn else [queued_us], MOST_US)
+
+    def show_queue(self, ledger: Ledger) -> None:
+        """That, and what was sent since."""
+        self.show(columns.QUEUED_TOKENS, self._queued_tokens + ledger.tokens)
         if not self._closed:
-            self._loads.queue(self.slot, (ledger.before_us if by_turn else ledger.before_us[-1]) + reported_us)
+            self._loads.queue(self.slot, ledger.before_us[-len(self._queued_us) :] + self._queued_us)
 
     def show_load(self, load: worker_session_pb2.WorkerLoad) -> None:
         kv = load.kv
@@ -57,9 +66,8 @@ class LoadRow:
         self.show(columns.KV_TOKENS, kv.total_blocks * kv.block_tokens)
 
     def show_model(self, model: StepTimeModel) -> None:
-        self.show(columns.C0, model.c0_us + model.host_us)
-        for field, value in enumerate((model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us), columns.C1):
-            self.show(field, value)
+        if not self._closed:
+            self._loads.model(self.slot, model)
         self._show_tightest()
 
     def show_decodes(self, tpots_us: Iterable[float], arriving: Collection[int]) -> None:

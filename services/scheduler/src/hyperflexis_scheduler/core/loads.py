@@ -8,6 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from hyperflexis_common.step_time import PLATEAU_TOKENS, StepTimeModel
 from hyperflexis_common.turns import ALL_US, TURNS_US
 
 Floats = npt.NDArray[np.float64]
@@ -16,11 +17,14 @@ Slots = npt.NDArray[np.intp]
 
 REQUESTS, QUEUED_TOKENS, SHARE, RUNNING, CONTEXT, KV_USED, KV_TOKENS = range(7)
 C0, C1, C2, C3, C4, C5 = range(7, 13)
-ROLE, TIGHTEST, PACE, ARRIVING, ARRIVING_TOKENS = range(13, 18)
+BASE, EACH = 13, 14
+"""What a step costs beside its tokens where prefill fills it (those below the plateau are paid for then), and what one
+of a decode costs. These and C0 to C5 are written together, by `model`."""
+ROLE, TIGHTEST, PACE, ARRIVING, ARRIVING_TOKENS = range(15, 20)
 """ROLE: which one of below. TIGHTEST: TPOT of the tightest decode there, or on its way there, that steps can keep,
 microseconds. PACE: actual over predicted step time. ARRIVING: decodes on their way there, and their context in tokens:
 in no report yet."""
-QUEUED_BEFORE = 18
+QUEUED_BEFORE = 20
 """Prefill that has its turn by the first of TURNS_US, then the others, and at last ..."""
 QUEUED_US = QUEUED_BEFORE + len(TURNS_US)
 """... all that is queued."""
@@ -78,6 +82,13 @@ class WorkerLoads:
         found: Floats = self._table[field].take(among)
         return found
 
+    def model(self, slot: int, model: StepTimeModel) -> None:
+        """How long its steps take."""
+        c0_us = model.c0_us + model.host_us
+        base_us = max(c0_us + PLATEAU_TOKENS * (model.c1_us - model.c2_us), 0.0)
+        linear = model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us
+        self._table[C0 : EACH + 1, slot] = (c0_us, *linear, base_us, model.c2_us + model.c5_us)
+
     def decodes(self, slot: int, tpots_us: Iterable[float]) -> None:
         """Of those there and on their way there. A TPOT shorter than a step with nothing in it is kept by nobody, and
         makes no steps shorter once it is late (the workers' own rule)."""
@@ -113,12 +124,18 @@ class LoadView:
 
     def queued_before_us(self, turn_us: Floats) -> Floats:
         """What is queued on each and has its turn before `turn_us` [n] from now."""
-        at = _EDGES_US[1:-1].searchsorted(turn_us)
-        part = np.minimum(np.maximum((turn_us - _EDGES_US.take(at)) / _WIDTHS_US.take(at), 0.0), 1.0)
-        stride = self._table.shape[1]
-        place = (QUEUED_BEFORE + at) * stride + self._among
-        low_us = self._table.take(place)
-        found: Floats = low_us + part * (self._table.take(place + stride) - low_us)
+        first, last = _EDGES_US[1:-1].searchsorted((turn_us.min(initial=np.inf), turn_us.max(initial=0.0)))
+        if first == last:  # mostly: workers differ less than the edges do
+            begin_us, width_us = _EDGES_US[first], _WIDTHS_US[first]
+            low_us, high_us = self.of(QUEUED_BEFORE + first), self.of(QUEUED_BEFORE + first + 1)
+        else:
+            at = _EDGES_US[1:-1].searchsorted(turn_us)
+            begin_us, width_us = _EDGES_US.take(at), _WIDTHS_US.take(at)
+            stride = self._table.shape[1]
+            place = (QUEUED_BEFORE + at) * stride + self._among
+            low_us, high_us = self._table.take(place), self._table.take(place + stride)
+        part = np.minimum(np.maximum((turn_us - begin_us) / width_us, 0.0), 1.0)
+        found: Floats = low_us + part * (high_us - low_us)
         return found
 
     def prefill_us(self, tokens: float, cached: Floats | float = 0.0) -> Floats:
@@ -129,7 +146,7 @@ class LoadView:
 
     def decode_us(self, tokens: float, context: float) -> Floats:
         """Marginal time of so many decode steps of one request on each, from that context on."""
-        found: Floats = tokens * (self.of(C2) + self.of(C5) + self.of(C4) * (context + tokens / 2))
+        found: Floats = tokens * (self.of(EACH) + self.of(C4) * (context + tokens / 2))
         return found
 
 

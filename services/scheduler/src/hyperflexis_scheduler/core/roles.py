@@ -15,9 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hyperflexis_scheduler.core.loads import (
-    C0,
-    C1,
-    C2,
+    BASE,
     KV_TOKENS,
     KV_USED,
     MIXED,
@@ -32,8 +30,6 @@ from hyperflexis_scheduler.core.loads import (
     WorkerLoads,
 )
 from hyperflexis_scheduler.core.step_share import LONGEST_US, StepShare
-
-PLATEAU_TOKENS = 256
 
 
 class Roles(NamedTuple):
@@ -127,8 +123,7 @@ class RoleController:
     @staticmethod
     def _gains(loads: WorkerLoads, among: Slots) -> Floats:
         """[len(among)] What each step costs there beside its tokens, microseconds."""
-        c0, c1, c2 = (loads.of(field, among) for field in (C0, C1, C2))
-        found: Floats = loads.of(PACE, among) * np.maximum(c0 + PLATEAU_TOKENS * (c1 - c2), 0.0)
+        found: Floats = loads.of(PACE, among) * loads.of(BASE, among)
         return found
 
     @staticmethod
@@ -136,8 +131,7 @@ class RoleController:
         """Held share and KV share of the workers that `hold`, with all decodes there, in equal parts."""
         workers = max(int(holds.sum()), 1)
         share = StepShare(loads.view(among))
-        more = share.decodes.sum() / workers - share.decodes
-        held_us = share.held_us(more, share.context.sum() / workers - share.context)
+        held_us = share.held_us(share.decodes.sum() / workers, share.context.sum() / workers)
         held = float(held_us[holds].max(initial=0.0)) / tightest_us
         kv = float(loads.of(KV_USED, among).sum()) / max(float(loads.of(KV_TOKENS, among)[holds].sum()), 1.0)
         return held, kv

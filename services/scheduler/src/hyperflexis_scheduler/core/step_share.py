@@ -13,12 +13,14 @@ from hyperflexis_common.step_time import PLATEAU_TOKENS
 from hyperflexis_scheduler.core.loads import (
     ARRIVING,
     ARRIVING_TOKENS,
+    BASE,
     C0,
     C1,
     C2,
     C4,
     C5,
     CONTEXT,
+    EACH,
     PACE,
     RUNNING,
     TIGHTEST,
@@ -41,29 +43,29 @@ class StepShare:
         self.context = loads.of(CONTEXT) + loads.of(ARRIVING_TOKENS)
         self._tightest_us = loads.of(TIGHTEST)
         self._pace = loads.of(PACE)
-        self._c0, self._c1, self._c2, self._c4, self._c5 = (loads.of(field) for field in (C0, C1, C2, C4, C5))
+        self._loads = loads
 
     def step_us(self, more: float = 0.0, tokens: float = 0.0) -> Floats:
         """A step of the decodes there and so many `more`, which have `tokens` of context together."""
         decodes, context = self.decodes + more, self.context + tokens
         flat = np.minimum(decodes, PLATEAU_TOKENS)
-        linear = self._c1 * flat + self._c2 * (decodes - flat) + self._c5 * decodes
-        found: Floats = self._pace * (self._c0 + linear + self._c4 * context)
+        c0, c1, c2, c4, c5 = (self._loads.of(field) for field in (C0, C1, C2, C4, C5))
+        linear = c1 * flat + c2 * (decodes - flat) + c5 * decodes
+        found: Floats = self._pace * (c0 + linear + c4 * context)
         return found
 
-    def held_us(self, more: Floats | float = 0.0, tokens: Floats | float = 0.0) -> Floats:
-        """What such a step costs beside its prefill, where prefill fills it: tokens below the plateau are paid for."""
-        base = np.maximum(self._c0 + PLATEAU_TOKENS * (self._c1 - self._c2), 0.0)
-        each = (self._c2 + self._c5) * np.maximum(self.decodes + more, 0.0)
-        found: Floats = self._pace * (base + each + self._c4 * np.maximum(self.context + tokens, 0.0))
+    def held_us(self, decodes: Floats | float, context: Floats | float) -> Floats:
+        """What a step of so many decodes costs beside its prefill, where prefill fills it."""
+        base, each, c4 = (self._loads.of(field) for field in (BASE, EACH, C4))
+        found: Floats = self._pace * (base + each * decodes + c4 * context)
         return found
 
     def harm(self, tokens: float, tpot_us: float) -> Floats:
         """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
-        held_us = self.held_us()
-        more_us = self._pace * (self._c2 + self._c5 + self._c4 * tokens)
+        held_us = self.held_us(self.decodes, self.context)
+        more_us = self._pace * (self._loads.of(EACH) + self._loads.of(C4) * tokens)
         # What nobody can keep makes no steps shorter; where somebody can, whoever cannot is the worst place for it.
-        kept = tpot_us > float((self._pace * self._c0).min(initial=np.inf))
+        kept = tpot_us > float((self._pace * self._loads.of(C0)).min(initial=np.inf))
         tightest_us = np.minimum(self._tightest_us, min(tpot_us, LONGEST_US) if kept else LONGEST_US)
         found: Floats = _wait((held_us + more_us) / tightest_us)
         found -= _wait(held_us / np.minimum(self._tightest_us, LONGEST_US))

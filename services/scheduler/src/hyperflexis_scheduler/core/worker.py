@@ -211,6 +211,7 @@ class WorkerState:
     def _take_load(self, load: worker_session_pb2.WorkerLoad, now_us: int) -> None:
         self.load = load
         self._row.show_load(load)
+        self._row.take_queue(load, self._model)
         if load.steps != self._steps or not load.waiting + load.running:
             self._stepped_us = now_us
         self._steps = load.steps
@@ -224,6 +225,7 @@ class WorkerState:
         c0_us, c1_us, c2_us, *others = values
         self._model = StepTimeModel(c0_us, c1_us, c2_us or PREFILL_US_PER_TOKEN, *others)
         self._row.show_model(self._model)
+        self._row.take_queue(self.load, self._model)
         self._show_queue()
 
     def report_busy(self, for_us: int, now_us: int) -> None:
@@ -269,5 +271,5 @@ class WorkerState:
         self._row.show_requests(self.load, self.ledger, len(self.attempts))
 
     def _show_queue(self) -> None:
-        self._row.show_queue(self.load, self.ledger, self._model)
+        self._row.show_queue(self.ledger)
         self._show_requests()
