@@ -35,14 +35,17 @@ class Prompt:
 
 
 class Pool:
-    """Room for so many requests."""
+    """Room for so many requests; those that have begun have theirs."""
 
     def __init__(self, places: int = 1_000) -> None:
         self.places = places
         self.taken: list[int] = []
+        self.asked = 0
+        """Times that somebody new wanted room."""
 
     def offer(self, request: Prompt) -> Offer | None:
-        return Offer(request.computed, request.to_compute) if len(self.taken) < self.places else None
+        self.asked += not request.computed
+        return Offer(request.computed, request.to_compute) if request.computed or len(self.taken) < self.places else None
 
     def take(self, request: Prompt) -> None:
         self.taken.append(request.number)

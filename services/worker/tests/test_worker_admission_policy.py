@@ -80,6 +80,13 @@ def test_a_late_decode_does_not_freeze_prefill() -> None:
     assert took_us <= 21_000 * tokens <= took_us + 30_000
 
 
+def test_where_the_room_is_full_only_so_many_are_looked_at() -> None:
+    full = Pool(places=0)
+    queue = queue_of(*(Prompt(n, 10, ttft_us=1e9) for n in range(1_000)))
+    assert chunks(policy().choose(0.0, NO_DECODES, queue, full)) == []
+    assert full.asked == SloRules().tries
+
+
 def test_short_steps_are_always_affordable() -> None:
     queue = queue_of(Prompt(0, 1_900, ttft_us=1e6))
     assert chunks(policy(2_000).choose(0.0, decoding(-1e9), queue, Pool())) == [(0, 1_900)]

@@ -163,6 +163,23 @@ def test_the_worthy_are_not_overtaken_by_the_cheap() -> None:
     assert numbers(policy(max_tokens=100).choose(0.0, NO_DECODES, queue_of(dear, cheap), Pool())) == [0]
 
 
+def test_where_the_room_is_full_only_so_many_are_looked_at_and_who_has_begun_goes_on() -> None:
+    """However many wait: a step is not to wait for its plan."""
+    prompts = [Prompt(n, 100, ttft_us=1e9) for n in range(1_000)]
+    last = Prompt(1_000, 100, ttft_us=2e9, computed=50)
+    full = Pool(places=0)
+    assert numbers(policy().choose(0.0, NO_DECODES, queue_of(*prompts, last), full)) == [1_000]
+    assert full.asked == SloRules().tries
+
+
+def test_where_as_many_run_as_may_who_has_begun_goes_on() -> None:
+    crowd = decoding(*[1e6] * 1_000)
+    room = Pool()
+    queue = queue_of(Prompt(0, 100, ttft_us=1e6), Prompt(1, 100, ttft_us=2e6, computed=50))
+    assert numbers(policy().choose(0.0, crowd, queue, room)) == [1]
+    assert room.asked == 0
+
+
 def test_a_slow_worker_says_so_in_its_share() -> None:
     slow = policy()
     before = slow.prefill_share

@@ -185,16 +185,19 @@ class SloPolicy:
         used_us, budget_us = budget.fixed_us / self._pace, math.inf
         if rules.budget:
             budget_us = choice.budget_us / self._pace - used_us
+        tries = rules.tries
         while tokens < self._max_tokens:
             at = int(key.argmin())
             if key[at] == np.inf:
                 return
             key[at] = np.inf
             request = queue.requests[at]
-            if not request.computed and sequences >= self._max_sequences:
+            if not request.computed and (sequences >= self._max_sequences or not tries):
+                key[queue.computed == 0] = np.inf
                 continue
             offer = room.offer(request)
             if offer is None:
+                tries -= not request.computed
                 continue
             chunk = min(offer.tokens, self._max_tokens - tokens)
             if budget_us < math.inf:
