@@ -45,7 +45,8 @@ class Pool:
 
     def offer(self, request: Prompt) -> Offer | None:
         self.asked += not request.computed
-        return Offer(request.computed, request.to_compute) if request.computed or len(self.taken) < self.places else None
+        fits = request.computed > 0 or len(self.taken) < self.places
+        return Offer(request.computed, request.to_compute) if fits else None
 
     def take(self, request: Prompt) -> None:
         self.taken.append(request.number)
