@@ -74,8 +74,16 @@ class Stage:
         prompt = [self._chance.randrange(VOCAB) for _ in range(self._chance.randrange(200, 1_500))]
         self._loop.add(
             EngineSequence(
-                str(self._number), Attempt(1, self._number), prompt, [], Sampling(), 300,
-                arrival_us=self._now_us, ttft_us=self._ttft_us, tpot_us=50_000, tier="chat",
+                str(self._number),
+                Attempt(1, self._number),
+                prompt,
+                [],
+                Sampling(),
+                300,
+                arrival_us=self._now_us,
+                ttft_us=self._ttft_us,
+                tpot_us=50_000,
+                tier="chat",
             )  # fmt: skip
         )
 

@@ -35,17 +35,18 @@ class Prompt:
 
 
 class Pool:
-    """Room for so many requests; those that have begun have theirs."""
+    """Room for so many requests; `begun_fit`: and for all who have begun."""
 
-    def __init__(self, places: int = 1_000) -> None:
+    def __init__(self, places: int = 1_000, begun_fit: bool = False) -> None:
         self.places = places
+        self.begun_fit = begun_fit
         self.taken: list[int] = []
         self.asked = 0
         """Times that somebody new wanted room."""
 
     def offer(self, request: Prompt) -> Offer | None:
         self.asked += not request.computed
-        fits = request.computed > 0 or len(self.taken) < self.places
+        fits = (self.begun_fit and request.computed > 0) or len(self.taken) < self.places
         return Offer(request.computed, request.to_compute) if fits else None
 
     def take(self, request: Prompt) -> None:
