@@ -63,7 +63,7 @@ class StepPlanner:
         plan = StepPlan()
         decoding = [sequence for sequence in running if sequence.decoding]
         begun = [sequence for sequence in running if not sequence.decoding]
-        self._follow(decoding, now_us)
+        self._follow(decoding, [*begun, *waiting], now_us)
         free = self._make_room(decoding, begun, pool, plan)
         self._sync(begun, waiting)
         self._decodes = self._columns(decoding)
@@ -72,8 +72,7 @@ class StepPlanner:
         for at, sequence in enumerate(decoding):
             if choice.decode is None or choice.decode[at]:
                 plan.chunks.append(Chunk(sequence, sequence.computed, 1))
-            if self._decodes.credit[at]:
-                self._credits[sequence] = float(self._decodes.credit[at])
+            self._credits[sequence] = float(self._decodes.credit[at])
         for request, tokens in choice.chunks:
             sequence = self._queued[request.number]
             start, cached = room.start(sequence)
@@ -94,12 +93,15 @@ class StepPlanner:
         self.policy.stepped(self._choice, self._decodes, self._left, predicted_us, took_us)
         self.policy.model = model
 
-    def _follow(self, decoding: Rows[Sequence], now_us: int) -> None:
-        """Notes who made a token since the last plan: the step before ended just now."""
+    def _follow(self, decoding: Rows[Sequence], others: Rows[Sequence], now_us: int) -> None:
+        """Notes who made a token since the last plan: the step before ended just now. `others`: who is here beside
+        them; the clock of one that lost its blocks goes on."""
         here = set(decoding)
-        for sequence in [s for s in self._paces if s not in here]:
-            del self._paces[sequence]
-            self._credits.pop(sequence, None)
+        if any(sequence not in here for sequence in self._paces):
+            here.update(others)
+            for sequence in [s for s in self._paces if s not in here]:
+                del self._paces[sequence]
+                self._credits.pop(sequence, None)
         for sequence in decoding:
             pace = self._paces.get(sequence)
             if pace is None:

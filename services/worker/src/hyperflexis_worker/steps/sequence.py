@@ -91,7 +91,7 @@ class Sequence:
 
     @property
     def decoding(self) -> bool:
-        return self.to_compute == 1 and self.computed > 0
+        return self.to_compute == 1 and self.computed > 0 and self.made > 0
 
     @property
     def first_token_due_us(self) -> int:
