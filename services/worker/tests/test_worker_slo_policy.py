@@ -11,7 +11,7 @@ from prompt_queue import Pool, Prompt, queue_of
 from hyperflexis_common.step_time import StepShape, StepTimeModel
 from hyperflexis_worker.steps.slo_policy import SloPolicy
 from hyperflexis_worker.steps.slo_rules import SloRules
-from hyperflexis_worker.steps.step_policy import NO_DECODES, Decodes, StepChoice
+from hyperflexis_worker.steps.step_policy import NO_DECODES, Decodes, Offer, StepChoice
 from hyperflexis_worker.steps.worth import Worth, WorthRules
 
 MODEL = StepTimeModel(1_000.0, 10.0, 10.0, 0.0, 0.0, host_us=0.0)
@@ -180,6 +180,34 @@ def test_where_as_many_run_as_may_who_has_begun_goes_on() -> None:
     assert room.asked == 0
 
 
+def test_those_who_have_begun_count_among_those_who_run() -> None:
+    begun = [Prompt(n, 100, ttft_us=2e6, computed=50) for n in range(3)]
+    few = SloPolicy(MODEL, 100_000, 4, rules=EXACT)
+    new = [Prompt(n, 100, ttft_us=1e6) for n in range(3, 6)]
+    assert sorted(numbers(few.choose(0.0, NO_DECODES, queue_of(*begun, *new), Pool()))) == [0, 1, 2, 3]
+
+
+def test_nobody_new_takes_the_room_of_one_that_lost_its_own_while_it_answered() -> None:
+    class Small(Pool):
+        """Room for short ones only."""
+
+        def offer(self, request: Prompt) -> Offer | None:
+            return super().offer(request) if request.to_compute < 1_000 else None
+
+    lost, short = Prompt(0, 1_000, ttft_us=1e6, made=5), Prompt(1, 100, ttft_us=1.5e6)
+    assert numbers(policy().choose(0.0, NO_DECODES, queue_of(lost, short), Small())) == []
+    other = Prompt(2, 200, ttft_us=2e6, made=3)
+    assert numbers(policy().choose(0.0, NO_DECODES, queue_of(lost, short, other), Small())) == [2]
+
+
+def test_a_step_too_short_for_a_long_context_is_filled_with_others() -> None:
+    """32 tokens after 90,000 take 2.9 ms here, and the decode leaves 2."""
+    steep = SloPolicy(StepTimeModel(1_000.0, 0.0, 0.0, 1e-3, 0.0, host_us=0.0), 100_000, 1_000, rules=EXACT)
+    long, short = Prompt(0, 5_000, ttft_us=9e6, computed=90_000), Prompt(1, 100, ttft_us=2e7)
+    choice = steep.choose(0.0, decoding(3_000.0, tpot_us=4_000.0), queue_of(long, short), Pool())
+    assert numbers(choice) == [1]
+
+
 def test_a_slow_worker_says_so_in_its_share() -> None:
     slow = policy()
     before = slow.prefill_share
@@ -203,11 +231,18 @@ PROMPTS = st.lists(
 
 
 @settings(max_examples=200, deadline=None)
-@given(PROMPTS, st.lists(st.floats(-100_000.0, 400_000.0), max_size=12), st.sampled_from([64, 2_048, 100_000]))
-def test_any_step_keeps_its_limits(prompts: list[Prompt], slacks_us: list[float], max_tokens: int) -> None:
+@given(
+    PROMPTS,
+    st.lists(st.floats(-100_000.0, 400_000.0), max_size=12),
+    st.sampled_from([30e3, 400e3, 1e6]),
+    st.sampled_from([64, 2_048, 100_000]),
+)
+def test_any_step_keeps_its_limits(
+    prompts: list[Prompt], slacks_us: list[float], tpot_us: float, max_tokens: int
+) -> None:
     for number, prompt in enumerate(prompts):
         prompt.number = number
-    decodes = decoding(*slacks_us) if slacks_us else NO_DECODES
+    decodes = decoding(*slacks_us, tpot_us=tpot_us) if slacks_us else NO_DECODES
     queue = queue_of(*prompts)
     choice = policy(max_tokens=max_tokens).choose(0.0, decodes, queue, Pool())
     chosen, given_up = numbers(choice), [each.request.number for each in choice.given_up]

@@ -181,7 +181,8 @@ class SloPolicy:
 
     def _fill(self, budget: StepBudget, key: Floats, queue: PrefillQueue, room: Room, choice: StepChoice) -> None:
         model, rules, decodes = self.model, self.rules, budget.decodes
-        tokens, sequences = decodes.count, decodes.count
+        tokens = decodes.count
+        sequences = decodes.count + int(np.count_nonzero((queue.computed > 0) & (key < np.inf)))
         used_us, budget_us = budget.fixed_us / self._pace, math.inf
         if rules.budget:
             budget_us = choice.budget_us / self._pace - used_us
@@ -192,18 +193,24 @@ class SloPolicy:
                 return
             key[at] = np.inf
             request = queue.requests[at]
-            if not request.computed and (sequences >= self._max_sequences or not tries):
+            if not request.computed and sequences >= self._max_sequences:
                 key[queue.computed == 0] = np.inf
+                continue
+            if not tries and not request.computed and not request.made:
+                key[(queue.computed == 0) & (queue.made == 0)] = np.inf
                 continue
             offer = room.offer(request)
             if offer is None:
-                tries -= not request.computed
+                # Nobody new takes the room of one that lost its own in the middle of its answer.
+                tries = 0 if request.made else max(tries - (not request.computed), 0)
                 continue
             chunk = min(offer.tokens, self._max_tokens - tokens)
             if budget_us < math.inf:
                 chunk = min(chunk, model.chunk_within(tokens, offer.context, budget_us))
             if chunk < min(rules.least_chunk, offer.tokens):
                 if decodes.count or choice.chunks:
+                    if budget_us < math.inf and model.chunk_within(tokens, 0, budget_us) >= rules.least_chunk:
+                        continue  # the step is too short for what it attends to, not for others
                     return
                 chunk = min(offer.tokens, rules.least_chunk, self._max_tokens - tokens)
             room.take(request)
@@ -216,7 +223,7 @@ class SloPolicy:
                 left_us = within_us / self._pace - used_us
                 budget_us = min(budget_us, max(left_us, 0.0) if rules.first_in_time else budget_us)
             tokens += chunk
-            sequences += 1
+            sequences += not request.computed
 
 
 _NOBODY = np.empty(0)

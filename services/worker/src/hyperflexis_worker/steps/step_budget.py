@@ -41,7 +41,7 @@ class StepBudget:
         unhurried_us = max(rules.unhurried_us, 2 * self.fixed_us)
         if within_us > unhurried_us and self._ample(unhurried_us, queue):
             within_us = unhurried_us
-        return max(within_us, rules.floor_share * tightest_us)
+        return max(within_us, min(rules.floor_share * tightest_us, rules.longest_us))
 
     def tightest(self) -> tuple[float, float]:
         """When the first of the decodes' next tokens is due, and the tightest TPOT; infinite where all are lost."""
