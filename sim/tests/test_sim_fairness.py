@@ -70,6 +70,13 @@ def test_a_tenant_that_floods_takes_nothing_from_one_within_its_share() -> None:
     assert flooded["chat", "big"] < 0.6
 
 
+def test_a_tier_gains_nothing_by_the_number_of_its_tenants() -> None:
+    promises = {"chat": CHAT, "summarise": replace(SUMMARISE, weight=6.0)}
+    one = attained({("chat", ""): 40.0, ("summarise", ""): 8.0}, promises)
+    many = attained({("summarise", ""): 8.0} | {("chat", f"t{number}"): 0.2 for number in range(200)}, promises)
+    assert many["summarise", ""] >= one["summarise", ""] - 0.03
+
+
 def test_a_loose_tier_that_floods_takes_no_more_than_its_weight() -> None:
     """With work over worth alone the victim is the dearest; a weight says how much dearer a chat may be."""
     promises = {"chat": replace(CHAT, weight=4.0), "summarise": SUMMARISE}

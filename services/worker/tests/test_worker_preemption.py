@@ -1,4 +1,4 @@
-"""What a request keeps of its promise when it loses its blocks, and what the planner remembers of it from step to step."""
+"""What a request keeps of its promise when it loses its blocks, and what the planner remembers from step to step."""
 
 from __future__ import annotations
 

@@ -67,6 +67,8 @@ class Waiting(Protocol):
         ...
 
 
+_NAMES = 64
+"""Tiers, or tenants, that are known beside twice as many as there are requests."""
 _DUE, _ARRIVAL, _TPOT, _WEIGHT, _PROMPT, _LEFT, _COMPUTED, _MADE, _MAX, _TIER, _TENANT = range(11)
 
 
@@ -76,7 +78,7 @@ class PrefillQueue:
     def __init__(self) -> None:
         self.requests: list[Waiting] = []
         self.tiers: dict[str, int] = {}
-        """Index of each tier that was ever here."""
+        """Index of each tier that is here, and of some that were, in this order."""
         self.tenants: dict[str, int] = {}
         self._keys: list[tuple[float, int]] = []
         self._places: dict[int, tuple[float, int]] = {}
@@ -92,6 +94,8 @@ class PrefillQueue:
         count = len(self.requests)
         if count == self._table.shape[1]:
             self._table = np.concatenate([self._table, np.zeros_like(self._table)], axis=1)
+        tier = self._index(self.tiers, _TIER, request.tier)
+        tenant = self._index(self.tenants, _TENANT, request.tenant)
         key = (request.due_us, request.number)
         at = bisect_left(self._keys, key)
         self._keys.insert(at, key)
@@ -110,9 +114,26 @@ class PrefillQueue:
             request.computed,
             request.made,
             request.max_tokens,
-            self.tiers.setdefault(request.tier, len(self.tiers)),
-            self.tenants.setdefault(request.tenant, len(self.tenants)),
+            tier,
+            tenant,
         )
+
+    def _index(self, names: dict[str, int], field: int, name: str) -> int:
+        found = names.get(name)
+        if found is None:
+            if len(names) >= _NAMES + 2 * len(self.requests):
+                self._forget(names, field)
+            found = names[name] = len(names)
+        return found
+
+    def _forget(self, names: dict[str, int], field: int) -> None:
+        """Names of which nobody is here leave; the others' indices become smaller, in the same order."""
+        column = self._column(field)
+        used = np.unique(column)
+        old = list(names)
+        column[:] = np.searchsorted(used, column)
+        names.clear()
+        names.update((old[int(index)], at) for at, index in enumerate(used.tolist()))
 
     def remove(self, request: Waiting) -> None:
         """Raises KeyError where it is not here."""

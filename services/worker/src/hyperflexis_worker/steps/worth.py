@@ -7,7 +7,7 @@ prompts and the shares of tenants. Every factor is bounded: what is cheap enough
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,9 @@ from hyperflexis_worker.steps.prefill_queue import Floats, PrefillQueue, Waiting
 MEMORY_US = 5e6
 """Prefill time over which shares are remembered."""
 TENANT_BOUND = 16.0
-"""A tenant's requests count at most so many times more, or less, than another's of the same tier."""
+"""A tenant's requests count as if it had had at least, and at most, so many times less or more than an equal share."""
+TENANTS = 1_024
+"""Of a tier, before those are forgotten who had next to nothing lately."""
 GUARANTEE_BOUND = 8.0
 """A guarantee makes a request count at most so many times more: it displaces other dear work, not the cheap."""
 GUARANTEE_GAIN = 0.3
@@ -43,8 +45,7 @@ class Worth:
         self.rules = rules or WorthRules()
         self._unit = 1.0
         """What a microsecond of prefill adds now: older ones count less."""
-        self._tenants: dict[tuple[str, str], float] = {}
-        self._tier_total: dict[str, float] = {}
+        self._tiers: dict[str, _Shares] = {}
         self._total = 0.0
         self._long = 0.0
         self._kept: dict[str, float] = {}
@@ -68,9 +69,7 @@ class Worth:
         """So much prefill was done for it."""
         self._unit *= math.exp(prefill_us / MEMORY_US)
         amount = prefill_us * self._unit
-        key = (request.tier, request.tenant)
-        self._tenants[key] = self._tenants.get(key, 0.0) + amount
-        self._tier_total[request.tier] = self._tier_total.get(request.tier, 0.0) + amount
+        self._tiers.setdefault(request.tier, _Shares()).add(request.tenant, amount)
         self._total += amount
         if self.rules.long_prompt_tokens and request.prompt_tokens >= self.rules.long_prompt_tokens:
             self._long += amount
@@ -79,6 +78,8 @@ class Worth:
 
     def settled(self, tier: str, kept: bool) -> None:
         """A request of the tier has its first token, or was given up."""
+        if kept and tier in self._tiers:
+            self._tiers[tier].requests += self._unit
         guarantee = self.rules.guarantees.get(tier)
         if guarantee is None:
             return
@@ -89,26 +90,56 @@ class Worth:
         self._boost[tier] = min(max(boost, 1.0), GUARANTEE_BOUND)
 
     def _share_tenants(self, queue: PrefillQueue, worth: Floats) -> None:
-        """Within a tier, who had more than an equal share of its prefill counts less, who had less counts more."""
-        tiers, tenants = queue.tier, queue.tenant
-        names = {index: name for name, index in queue.tenants.items()}
+        """Within a tier, who had more than an equal share of its prefill counts less, who had less counts more; those
+        who wait count as much together as they would otherwise, so that no tier gains by the number of its tenants."""
+        tiers, tenants, names = queue.tier, queue.tenant, list(queue.tenants)
         for tier, index in queue.tiers.items():
-            rows = tiers == index
-            here = {names[int(tenant)] for tenant in np.unique(tenants[rows])}
-            total = self._tier_total.get(tier, 0.0)
-            had = {
-                name for (of_tier, name), amount in self._tenants.items() if of_tier == tier and amount > total / 100
-            }
-            if len(here | had) < 2 or total <= 0:
+            rows, shares = tiers == index, self._tiers.get(tier)
+            if shares is None or not rows.any():
                 continue
-            fair = total / len(here | had)
-            for name in here:
-                amount = max(self._tenants.get((tier, name), 0.0), fair / TENANT_BOUND)
-                worth[rows & (tenants == queue.tenants[name])] *= max(fair / amount, 1 / TENANT_BOUND) ** 2
+            here, places = np.unique(tenants[rows], return_inverse=True)
+            factors = shares.factors([names[tenant] for tenant in here.tolist()], self._unit)[places]
+            worth[rows] *= factors / factors.mean()
 
     def _rescale(self) -> None:
-        self._tenants = {k: v / self._unit for k, v in self._tenants.items() if v / self._unit > 1.0}
-        self._tier_total = {tier: value / self._unit for tier, value in self._tier_total.items()}
+        for shares in self._tiers.values():
+            shares.rescale(self._unit)
         self._total /= self._unit
         self._long /= self._unit
         self._unit = 1.0
+
+
+class _Shares:
+    """What each tenant of a tier had."""
+
+    def __init__(self) -> None:
+        self._had: dict[str, float] = {}
+        self._total = 0.0
+        self._limit = TENANTS
+        self.requests = 0.0
+        """Served; older ones count less, as what they had does."""
+
+    def add(self, tenant: str, amount: float) -> None:
+        self._had[tenant] = self._had.get(tenant, 0.0) + amount
+        self._total += amount
+        if len(self._had) > self._limit:
+            least = 1e-3 * self._total / len(self._had)
+            self._had = {name: had for name, had in self._had.items() if had > least}
+            self._limit = max(TENANTS, 2 * len(self._had))
+
+    def factors(self, here: Sequence[str], unit: float) -> Floats:
+        """[len(here)] How much more, or less, each of these counts than it would alone.
+
+        One request more or less is no matter: where tenants have few each, they differ by chance."""
+        least = self._total / max(len(self._had), 1) / TENANT_BOUND
+        sharing = {name for name, had in self._had.items() if had > least}.union(here)
+        fair = self._total / len(sharing)
+        had = np.array([self._had.get(name, 0.0) for name in here])
+        one = self._total / self.requests * unit if self.requests else 0.0
+        factors: Floats = np.clip((fair + one) / (had + one + fair / TENANT_BOUND), 1 / TENANT_BOUND, None) ** 2
+        return factors
+
+    def rescale(self, unit: float) -> None:
+        self._had = {name: had / unit for name, had in self._had.items() if had / unit > 1.0}
+        self._total /= unit
+        self.requests /= unit
