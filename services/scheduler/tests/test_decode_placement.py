@@ -142,7 +142,9 @@ def test_nothing_is_chosen_that_lacks_room_or_budget(workers, tpot_us, context, 
     assert placed.slot != 0 and loads.get(placed.slot, columns.ROLE) != PREFILL
     need = loads.get(placed.slot, columns.KV_USED) + asked.context_tokens + asked.growth_tokens
     assert need <= rules.kv_share * kv_tokens
-    tightest_us = min(loads.get(placed.slot, columns.TIGHTEST), tpot_us)
+    empty_us = loads.column(columns.PACE) * loads.column(columns.C0)
+    lost = tpot_us <= empty_us[loads.column(columns.ROLE) != PREFILL].min() and tpot_us <= empty_us[0]
+    tightest_us = min(loads.get(placed.slot, columns.TIGHTEST), np.inf if lost else tpot_us)
     assert StepShare(loads.view(here)).step_us(1, context)[0] <= rules.tpot_share * tightest_us
     assert placed.numbers["read_us"] <= rules.read_us
 
@@ -235,13 +237,22 @@ def test_two_full_workers_that_leave_keep_what_they_have():
     assert Migration(DecodePlacement()).round(loads, np.arange(2), running, Links(), [0, 1]) == []
 
 
-def test_one_that_fits_nowhere_does_not_keep_the_others():
-    held = {0: [30_000.0, 150_000.0], 1: [150_000.0] * 20}
+@pytest.mark.parametrize("tight", [1, 8])
+def test_those_that_fit_nowhere_do_not_keep_the_others(tight):
+    held = {0: [30_000.0] * tight + [150_000.0], 1: [150_000.0] * 20}
     running = {slot: running_on(slot, each) for slot, each in held.items()}
     loads = loads_held(held, 2, 400_000.0, {})
     loads.set(1, columns.RUNNING, 400)  # its steps are too long for the tight one
     moves = Migration(DecodePlacement()).round(loads, np.arange(2), running, Links(), [0])
-    assert [move.key for move in moves] == ["0/1"]
+    assert [move.key for move in moves] == [f"0/{tight}"]
+
+
+def test_what_nobody_could_keep_leaves_too():
+    """2 ms a token: it would be late on any of them."""
+    held = {0: [2_000.0] * 4 + [150_000.0], 1: [150_000.0] * 3}
+    running = {slot: running_on(slot, each) for slot, each in held.items()}
+    moves = Migration(DecodePlacement()).round(loads_held(held, 2, 400_000.0, {}), np.arange(2), running, Links(), [0])
+    assert len(moves) == 5
 
 
 def test_a_round_changes_no_loads():

@@ -194,3 +194,12 @@ def test_what_the_chosen_one_keeps_is_looked_at_exactly(stage):
     placed = scene.place("q")
     assert placed.worker.worker_id == "a" and not scene.run("a").HasField("prefix_source")
     assert placed.decision.numbers["cached_tokens"] == 2_720
+
+
+def test_a_worker_that_keeps_no_prefixes_does_not_hide_what_the_others_keep(stage):
+    none = capability_pb2.EngineCapabilities(**{**CAPABILITIES, "hash_block_tokens": 0})
+    stage.worker("a0", capabilities=none)
+    scene = Scene(stage)
+    scene.router.submit("q", prompt_tokens=3_200, prefix_hashes=hashes(CHAT))
+    placed = scene.router.last("placed")
+    assert placed.worker.worker_id == "b" and placed.decision.numbers["cached_tokens"] > 0

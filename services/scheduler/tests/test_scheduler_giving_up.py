@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis.scheduler.v1 import router_session_pb2 as rs
 from hyperflexis_scheduler.core.dispatch_policy import RoundRobin
+from hyperflexis_scheduler.core.request import BEST_EFFORT_TTFT_US
 from hyperflexis_scheduler.core.rules import Rules
 
 
@@ -108,7 +111,19 @@ def test_best_effort_goes_on_behind_everything_that_still_has_a_promise(stage):
     assert told.slo == stage.slo() and told.decision.numbers["predicted_ttft_us"] == 5_000_000
     assert stage.kinds("q")[-2:] == [("best_effort", "chat"), ("place", "best_effort")]
     slo = holder(stage, router).last("run").slo
-    assert (slo.ttft_us, slo.tpot_us) == (3_600_000_000, 1_000_000)
+    assert (slo.ttft_us, slo.tpot_us) == (BEST_EFFORT_TTFT_US, 1_000_000)
+    assert slo.ttft_us >= 24 * 3_600_000_000, "not given up for its age"
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -1e30])
+def test_a_forecast_that_is_no_number_is_left_out(stage, number):
+    worker, router = stage.worker("w0"), stage.router()
+    router.submit("q", slo=stage.slo(on_violation=slo_pb2.ON_VIOLATION_REFUSE))
+    decision = slo_pb2.Decision(reason="left_behind", numbers={"predicted_ttft_us": number, "waiting": 3.0})
+    worker.update("gave_up", worker.last("run"), decision=decision)
+    refused = router.last("refused")
+    assert (refused.reason, refused.predicted_ttft_us) == (rs.REFUSAL_REASON_SLO, 0)
+    assert dict(refused.decision.numbers) == {"waiting": 3.0}
 
 
 def test_best_effort_is_told_once(stage):

@@ -239,7 +239,7 @@ class TestRows:
         loads.queue(slot, 700.0)
         assert loads.view(np.array([slot])).queued_before_us(np.array([-5.0])).tolist() == [700.0]
 
-    @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+    @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1e300, -1.0])
     def test_a_model_that_cannot_be_changes_nothing(self, stage, wrong):
         worker = stage.worker()
         worker.report(step_time=capability_pb2.StepTimeModel(c0_us=5.0, c2_us=wrong))
@@ -251,11 +251,17 @@ class TestRows:
         worker, router = stage.worker("w1"), stage.router()
         before_us = [2**64 - 1] * 7
         worker.report(load={"queued_prefill_us": 2**64 - 1, "queued_before_us": before_us})
-        worker.report(load={"queued_prefill_us": 2**64 - 1}, step_time=capability_pb2.StepTimeModel(c2_us=1e300))
+        worker.report(load={"queued_prefill_us": 2**64 - 1}, step_time=capability_pb2.StepTimeModel(c2_us=1e14))
         router.submit("q")
         assert router.last("placed").worker.worker_id == "w1"
         fleet = stage.core.cell.fleet
         assert fleet.loads.get(fleet.by_id["w1"].slot, columns.QUEUED_US) == 2 * MOST_US
+
+    @pytest.mark.parametrize(("told", "counts"), [(12.0, 10.0), (0.01, 0.1), (float("nan"), 1.0), (0.0, 1.0)])
+    def test_a_pace_is_bounded_and_one_that_cannot_be_counts_as_one(self, stage, told, counts):
+        stage.worker().report(load={"pace": told})
+        fleet = stage.core.cell.fleet
+        assert fleet.loads.get(fleet.by_id["w1"].slot, columns.PACE) == counts
 
     @pytest.mark.parametrize("share", [float("nan"), -0.5, 0.0, 1.5])
     def test_a_share_that_cannot_be_counts_as_one(self, stage, share):

@@ -13,4 +13,4 @@ WORK_ORDER = 10.0
 TURNS_US = tuple(64_000.0 * 3.0**power for power in range(7))
 """From now: workers report how much of their queue has its turn by each of these (WorkerLoad.queued_before_us)."""
 ALL_US = 3 * TURNS_US[-1]
-"""By then, everything counts: best effort too, whose turn is in an hour."""
+"""By then, everything counts: best effort too, whose turn is days away."""

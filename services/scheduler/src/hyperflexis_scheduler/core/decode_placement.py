@@ -17,8 +17,10 @@ import numpy.typing as npt
 from hyperflexis_scheduler.core.links import Links
 from hyperflexis_scheduler.core.loads import (
     ARRIVING_TOKENS,
+    C0,
     KV_TOKENS,
     KV_USED,
+    PACE,
     PREFILL,
     QUEUED_US,
     ROLE,
@@ -88,8 +90,11 @@ class DecodePlacement:
         read_us = links.read_us(source, targets, gb)
         links_free = (read_us <= rules.read_us) & (links.moving(targets) < rules.moves)
         links_free &= links.moves(source) < rules.moves
-        tightest_us = np.minimum(loads.of(TIGHTEST, targets), decode.tpot_us)
         share = StepShare(loads.view(targets))
+        # What the source does not keep either is late anywhere, and no reason to stay.
+        kept = decode.tpot_us > loads.get(source, PACE) * loads.get(source, C0)
+        asked_us = decode.tpot_us if kept else share.asked_us(decode.tpot_us)
+        tightest_us = np.minimum(loads.of(TIGHTEST, targets), asked_us)
         step_us = share.step_us(1, decode.context_tokens + decode.growth_tokens / 2)
         in_time = step_us <= rules.tpot_share * tightest_us
         able = fits & links_free & in_time

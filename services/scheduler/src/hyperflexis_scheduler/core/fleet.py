@@ -41,6 +41,8 @@ class Pool:
         """Largest context length of all; a worker that names none counts as unlimited."""
         self.ready_context = 0
         """The largest of the eligible ones."""
+        self.hash_block_tokens = 0
+        """By which prefixes are named here; 0 = nobody keeps any."""
         self.hold_seen = False
         """Every held request has been looked at since the eligible workers last changed."""
         self.revoking = 0
@@ -60,6 +62,8 @@ class Pool:
         self.min_context = min((_context(w) for w in self.eligible), default=0)
         self.ready_context = max((_context(w) for w in self.eligible), default=0)
         self.hold_seen = False
+        hashed = (worker.capabilities.hash_block_tokens for worker in self.workers.values())
+        self.hash_block_tokens = max(hashed, default=0)
         self.max_context = max((_context(w) for w in self.workers.values()), default=0)
 
     def able_decoders(self, context_tokens: int) -> Slots:

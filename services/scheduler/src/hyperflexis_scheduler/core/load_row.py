@@ -58,7 +58,7 @@ class LoadRow:
     def show_load(self, load: worker_session_pb2.WorkerLoad) -> None:
         kv = load.kv
         self.show(columns.SHARE, load.prefill_share if 0 < load.prefill_share <= 1 else 1.0)
-        self.show(columns.PACE, load.pace if 0.1 <= load.pace <= 10 else 1.0)
+        self.show(columns.PACE, min(max(load.pace, 0.1), 10.0) if load.pace > 0 else 1.0)
         self._show_tightest()
         self.show(columns.RUNNING, load.running)
         self.show(columns.CONTEXT, load.decode_context_tokens)

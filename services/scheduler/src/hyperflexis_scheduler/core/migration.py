@@ -11,6 +11,7 @@ What has nowhere to go decodes on where it is, and is looked at again in the nex
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -53,7 +54,7 @@ class MigrationRules:
     triggers: frozenset[str] = frozenset(TRIGGERS)
     per_round: int = 16
     stuck: int = 3
-    """Decodes of one worker that find no place before the rest is left for the next round."""
+    """Decodes of one worker and TPOT that find no place before the others of that TPOT are left for the next round."""
 
 
 class Migration:
@@ -76,20 +77,20 @@ class Migration:
         stay = np.array([slot for slot in among.tolist() if slot not in leaves], dtype=np.intp)
         moves: list[Move] = []
         for source, reason in self._sources(loads, running, leaves):
-            stuck = 0
+            stuck: Counter[float] = Counter()
             for each in sorted(running[source], key=_urgency):
                 if len(moves) >= self.rules.per_round:
                     return moves
-                if stuck >= self.rules.stuck:
-                    break
+                if stuck[each.decode.tpot_us] >= self.rules.stuck:
+                    continue
                 placed = self.placement.choose(each.decode, source, loads, stay, links)
                 if placed.slot is None:
-                    stuck += 1
+                    stuck[each.decode.tpot_us] += 1
                     continue
                 moves.append(Move(each.key, source, placed.slot, reason, placed.numbers))
                 loads.add(placed.slot, ARRIVING, 1)
                 loads.add(placed.slot, ARRIVING_TOKENS, each.decode.context_tokens)
-                loads.set(placed.slot, TIGHTEST, min(loads.get(placed.slot, TIGHTEST), each.decode.tpot_us))
+                loads.set(placed.slot, TIGHTEST, placed.numbers["tightest_tpot_us"])
         return moves
 
     def _sources(

@@ -70,14 +70,13 @@ class PrefixSources:
     def look(self, state: RequestState, ask: Ask, pool: Pool, among: Slots, now_us: int) -> Prefixes | None:
         """None where nobody keeps anything of it."""
         fleet, rules = self._cell.fleet, self._cell.rules
-        block_tokens = next(iter(pool.workers.values())).capabilities.hash_block_tokens
-        if not state.prefix_hashes or not block_tokens:
+        if not state.prefix_hashes or not pool.hash_block_tokens:
             return None
         slots = pool.admitting if rules.prefix_pulls else among
         blocks = fleet.prefixes.cached_blocks(state.prefix_hashes, slots)
         if blocks is None:
             return None
-        tokens = np.minimum(blocks * block_tokens, state.prefill_tokens - 1)
+        tokens = np.minimum(blocks * pool.hash_block_tokens, state.prefill_tokens - 1)
         pulled, read_us = np.zeros(len(among)), np.zeros(len(among))
         if not rules.prefix_pulls:
             return Prefixes(tokens, pulled, read_us)

@@ -7,6 +7,7 @@ from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import Attempt
 from hyperflexis_scheduler.core.cell import Cell
 from hyperflexis_scheduler.core.grants import Grants
+from hyperflexis_scheduler.core.load_row import MOST_US
 from hyperflexis_scheduler.core.migrator import Migrator
 from hyperflexis_scheduler.core.moves import Moves
 from hyperflexis_scheduler.core.placement import Placement
@@ -74,7 +75,7 @@ class Reports:
         if state.phase is not Phase.PLACED or state.worker is not worker or state.attempt != Attempt.of(update.attempt):
             return
         grants = self._grants
-        numbers = dict(update.decision.numbers)
+        numbers = _numbers(update)
         kind = update.kind
         if kind in _LOST:
             state.avoid = worker.key
@@ -119,7 +120,7 @@ class Reports:
         """The attempt is gone and made no token, so that the scheduler may place the request again itself."""
         worker = state.worker
         assert worker is not None
-        numbers = dict(update.decision.numbers)
+        numbers = _numbers(update)
         if state.done or not state.known:
             # Adopted from a Snapshot and not yet submitted to this leader: the Submit brings what a Run needs.
             self._grants.lose(state, kind, now_us, numbers)
@@ -131,6 +132,11 @@ class Reports:
             self._placement.gave_up(state, numbers, now_us)
         else:
             self._placement.place(state, now_us)
+
+
+def _numbers(update: worker_session_pb2.RequestUpdate) -> dict[str, float]:
+    """Those of the worker's decision; what is no number, or could be none of microseconds, is left out."""
+    return {name: number for name, number in update.decision.numbers.items() if abs(number) < MOST_US}
 
 
 def _when(worker: WorkerState, update: worker_session_pb2.RequestUpdate, now_us: int) -> int:

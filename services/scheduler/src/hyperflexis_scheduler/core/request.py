@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 MAX_DECISIONS = 32
 """Kept per request; the oldest go first."""
 
-BEST_EFFORT_TTFT_US = 3_600_000_000
-"""The deadline of a request whose promise is broken already: after everything that still has one."""
+BEST_EFFORT_TTFT_US = 1_000_000_000_000
+"""The deadline of a request whose promise is broken already: after everything that still has one, and so far away, 11
+days, that it is never given up for its age."""
 BEST_EFFORT_TPOT_US = 1_000_000
 """At least, and of the same: its decodes hurry nobody's prefill."""
 

@@ -60,13 +60,16 @@ class StepShare:
         found: Floats = self._pace * (base + each * decodes + c4 * context)
         return found
 
+    def asked_us(self, tpot_us: float) -> float:
+        """How long steps may be for a decode of that TPOT: what nobody here can keep makes no steps shorter. Where
+        somebody can, whoever cannot is the worst place for it."""
+        return tpot_us if tpot_us > float((self._pace * self._loads.of(C0)).min(initial=np.inf)) else LONGEST_US
+
     def harm(self, tokens: float, tpot_us: float) -> Floats:
         """How much longer work gets to take there by one decode more, of so much context and such a TPOT."""
         held_us = self.held_us(self.decodes, self.context)
         more_us = self._pace * (self._loads.of(EACH) + self._loads.of(C4) * tokens)
-        # What nobody can keep makes no steps shorter; where somebody can, whoever cannot is the worst place for it.
-        kept = tpot_us > float((self._pace * self._loads.of(C0)).min(initial=np.inf))
-        tightest_us = np.minimum(self._tightest_us, min(tpot_us, LONGEST_US) if kept else LONGEST_US)
+        tightest_us = np.minimum(self._tightest_us, min(self.asked_us(tpot_us), LONGEST_US))
         found: Floats = _wait((held_us + more_us) / tightest_us)
         found -= _wait(held_us / np.minimum(self._tightest_us, LONGEST_US))
         return found

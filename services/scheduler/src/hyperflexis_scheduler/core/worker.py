@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from hyperflexis.common.v1 import capability_pb2, movement_pb2
 from hyperflexis.scheduler.v1 import worker_session_pb2
 from hyperflexis_common.attempt import WorkerKey
@@ -219,7 +217,7 @@ class WorkerState:
     def report_step_time(self, model: capability_pb2.StepTimeModel) -> None:
         """A model that cannot be (no number, or a negative one) is none."""
         values = (model.c0_us, model.c1_us, model.c2_us, model.c3_us, model.c4_us, model.c5_us, model.host_us)
-        if not all(0 <= value < math.inf for value in values):
+        if not all(0 <= value < MOST_US for value in values):
             return
         self.step_time = model
         c0_us, c1_us, c2_us, *others = values
