@@ -76,11 +76,31 @@ def _feasible(jobs: tuple[tuple[int, int, int], ...]) -> bool:
     return True
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 1_000), st.integers(2, 60))
-def test_our_policy_stays_below_the_clairvoyant_bound(seed: int, every_ms: int):
-    model = StepTimeModel(0.0, 19.0, 19.0, 0.001, 0.03, 4.5, host_us=0.0)
-    requests = [asks(n, n * every_ms * 1e3, 200 + 137 * (n * seed % 29), 5e5, 1 + n * seed % 40) for n in range(60)]
+def test_decodes_bear_their_part_of_what_steps_cost_anyway():
+    """Steps of 10 ms and more: of 30 ms two thirds are left, of 10 nothing."""
+    model = StepTimeModel(10_000.0, 0.0, 0.0, 0.0, 0.0, 100.0, host_us=0.0)
+    each = [asks(n, 0.0, 100, 5e5, 101, 30_000.0) for n in range(10)]
+    assert fluid_bound(each, model, 1, 0.1) == pytest.approx(0.1 / (100 * 100 * 1.5e-6) / 10)
+    assert fluid_bound([asks(0, 0.0, 100, 5e5, 101, 10_000.0)], model, 1, 10.0) == 0.0
+    assert fluid_bound([asks(0, 0.0, 100, 5e5, 1, 10_000.0)], model, 1, 10.0) == 1.0
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1_000), st.integers(2, 60), st.sampled_from([0.0, 6_000.0]), st.sampled_from([7e3, 3e4, 5e4]))
+def test_our_policy_stays_below_the_clairvoyant_bound(seed: int, every_ms: int, step_us: float, tightest_us: float):
+    """One request in thirty is of the tightest TPOT; all pay what a step costs whatever is in it."""
+    model = StepTimeModel(step_us, 19.0, 19.0, 0.001, 0.03, 4.5, host_us=0.0)
+    requests = [
+        asks(
+            n,
+            n * every_ms * 1e3,
+            200 + 137 * (n * seed % 29),
+            5e5,
+            1 + n * seed % 40,
+            5e4 if n % 30 else tightest_us,
+        )
+        for n in range(60)
+    ]
     cluster = Cluster(
         [WorkerKind(model, 400_000)], EarliestFirstToken(), policy_of("hyperflexis").step, step_noise=0.0, seed=seed
     )

@@ -29,7 +29,7 @@ def test_the_verdict_is_about_first_token_and_mean_of_the_others():
     assert request(made=1, tpot_ms=99).attained, "one token has no time per further token"
     assert not request(first_ms=None).attained
     downgraded = request()
-    downgraded.downgraded = True
+    downgraded.downgraded_from = ("a",)
     assert not downgraded.attained
 
 
@@ -46,7 +46,7 @@ def test_a_row_per_tier_and_one_for_all():
 
 def test_a_downgraded_request_counts_where_it_was_promised():
     one = request("a")
-    one.tier, one.downgraded = "b", True
+    one.tier, one.downgraded_from = "b", ("a",)
     assert [(row["tier"], row["downgraded"], row["attained"]) for row in scores([one], 1.0)] == [
         ("a", 1, 0),
         ("all", 1, 0),

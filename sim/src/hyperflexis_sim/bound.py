@@ -1,9 +1,10 @@
 """What no scheduler could exceed: two upper bounds on attainment, both with every length known in advance.
 
-Both pool the workers into one server that is never idle for want of balance and never short of KV, count a request's
-work as the marginal time of its prefill and decodes, and let a worker spend what a step costs anyway once per the
-tightest TPOT of the workload (a worker that serves that tier cannot step less often). Requests whose prefill alone
-takes longer than their TTFT count as lost.
+Both pool the workers into one server that is never idle for want of balance and never short of KV. A request's work is
+the marginal time of its prefill and decodes, and the part that its decodes must bear of what steps cost whatever is in
+them: in steps of its TPOT P that cost b, decodes get P - b at most, so a microsecond of theirs takes 1 / (1 - b/P).
+Who shares steps with tighter ones pays more; prefill could be done elsewhere in steps of any length, and pays nothing.
+Requests whose prefill alone takes longer than their TTFT, or whose TPOT is no longer than an empty step, count as lost.
 
 - `fluid_bound`: the steady state. Deadlines do not matter, only that no more work is taken on than gets done; the
   cheapest requests are served. It is no bound for bursts, whose work can be done after they are over.
@@ -29,7 +30,7 @@ BINS = 700
 def fluid_bound(requests: Sequence[SimRequest], model: StepTimeModel, workers: int, seconds: float) -> float:
     """Attainment at most, where these arrive in `seconds` of a steady state."""
     work_us = np.sort(_work_us(requests, model))
-    capacity_us = _rate(requests, model, workers) * seconds * 1e6
+    capacity_us = workers * seconds * 1e6
     done_us = np.cumsum(work_us)
     whole = int(np.searchsorted(done_us, capacity_us, "right"))
     if whole == len(work_us) or not np.isfinite(work_us[whole]):
@@ -49,7 +50,7 @@ def clairvoyant_bound(requests: Sequence[SimRequest], model: StepTimeModel, work
     bin_us = max((end_us - begin_us) / bins, 1.0)
     first = ((arrival_us - begin_us) // bin_us).astype(int)
     last = np.minimum(np.ceil((arrival_us + promised_us - begin_us) / bin_us).astype(int) - 1, bins - 1)
-    each_us = bin_us * _rate(requests, model, workers)
+    each_us = bin_us * workers
     # room[u, v]: what the bins from u to v can still do beyond the work of the windows inside them.
     spans = np.arange(bins)[None, :] - np.arange(bins)[:, None] + 1.0
     room = np.where(spans > 0, spans * each_us, np.inf)
@@ -65,15 +66,12 @@ def clairvoyant_bound(requests: Sequence[SimRequest], model: StepTimeModel, work
     return served / len(requests)
 
 
-def _rate(requests: Sequence[SimRequest], model: StepTimeModel, workers: int) -> float:
-    """Microseconds of marginal work that all workers do in a microsecond."""
-    tightest_us = min((r.tpot_us for r in requests), default=np.inf)
-    return workers * max(1.0 - model.base_us / tightest_us, 0.0)
-
-
 def _work_us(requests: Sequence[SimRequest], model: StepTimeModel) -> np.ndarray:
     """[n] Of each, prefill and decodes; infinite for those that cannot be in time even alone."""
     prefill_us = np.array([model.prefill_us(r.prompt_tokens) for r in requests])
     decode_us = np.array([model.decode_us(r.output_tokens - 1, r.prompt_tokens) for r in requests])
     ttft_us = np.array([r.promised_ttft_us for r in requests])
-    return np.where(prefill_us > ttft_us, np.inf, prefill_us + decode_us)
+    left = np.maximum(1.0 - model.base_us / np.array([r.promised_tpot_us for r in requests]), 0.0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        stepped_us = np.where(decode_us > 0, decode_us / left, 0.0)
+    return np.where(prefill_us > ttft_us, np.inf, prefill_us + stepped_us)

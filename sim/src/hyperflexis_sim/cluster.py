@@ -24,7 +24,7 @@ from hyperflexis_sim.prefix_cache import PrefixCache
 from hyperflexis_sim.prefix_placement import PrefixPlacement
 from hyperflexis_sim.prefix_pulls import PrefixPulls
 from hyperflexis_sim.prefix_rules import PrefixRules
-from hyperflexis_sim.request import REFUSED, SimRequest
+from hyperflexis_sim.request import SimRequest
 from hyperflexis_sim.tiers import Promise
 from hyperflexis_sim.wires import WireRules
 from hyperflexis_sim.worker_kind import WorkerKind
@@ -82,6 +82,7 @@ class Cluster:
         self.book = DecodeBook(self.loads, self.lengths)
         self.engines = [self._engine(kind, index) for index, kind in enumerate(self.kinds)]
         self._among = np.arange(count)
+        self._kv_tokens = np.array([kind.kv_tokens for kind in self.kinds])
         self._reported_us = [-1e18] * count
         self._awaited = [-1] * count
         later = self.events.later
@@ -156,6 +157,9 @@ class Cluster:
             self.empty_us[slot] = now_us
 
     def _submit(self, request: SimRequest) -> None:
+        if request.prompt_tokens + request.output_tokens > self._kv_tokens.max():
+            request.refuse(self.now_us)  # no worker could ever hold it, whatever the policy
+            return
         delay_us = self.delays.submit_us(self.seed, request.number)
         if delay_us:
             self.events.at(self.now_us + delay_us, self._place, request)
@@ -178,7 +182,9 @@ class Cluster:
 
     def _able(self, request: SimRequest) -> np.ndarray:
         """Where it may be prefilled."""
-        return self._among if self.moves is None else self.moves.candidates(request)
+        among = self._among if self.moves is None else self.moves.candidates(request)
+        fits = self._kv_tokens[among] >= request.prompt_tokens + request.output_tokens
+        return among if fits.all() or not fits.any() else among[fits]
 
     def _ask(self, request: SimRequest) -> Ask:
         return Ask(
@@ -288,13 +294,7 @@ class Cluster:
             if len(able):
                 self._place(request, able)
                 return
-        kind, _, target = request.on_violation.partition(":")
-        if kind == "refuse" or (kind == "downgrade" and target not in self.promises):
-            request.state = REFUSED
-            request.refused_us = self.now_us
-            return
-        if kind == "downgrade":
-            request.downgrade(self.promises[target])
+        if request.fall_back(self.promises):
+            self._place(request)
         else:
-            request.give_best_effort()
-        self._place(request)
+            request.refuse(self.now_us)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from hyperflexis_scheduler.core.request import BEST_EFFORT_TPOT_US, BEST_EFFORT_TTFT_US
@@ -58,7 +59,8 @@ class SimRequest:
     late_tokens: int = 0
     """Tokens k that came after arrival + TTFT + k TPOT."""
     refused_us: float = -1.0
-    downgraded: bool = False
+    downgraded_from: tuple[str, ...] = ()
+    """Tiers whose promises were given up for it, in order."""
     best_effort: bool = False
     tier_promised: str = ""
     promised_ttft_us: float = 0.0
@@ -71,9 +73,23 @@ class SimRequest:
         self.tier_promised = self.tier
         self.promised_ttft_us, self.promised_tpot_us = self.ttft_us, self.tpot_us
 
-    def downgrade(self, promise: Promise) -> None:
-        """Begins anew with a looser promise; its verdict stays about the first."""
-        self.downgraded = True
+    def fall_back(self, promises: Mapping[str, Promise]) -> bool:
+        """Its promise cannot be kept, and it begins anew as its tier says, by the scheduler's own rule: with a looser
+        one that it has not had, or with none. Its verdict stays about the first. False = it is refused."""
+        kind, _, target = self.on_violation.partition(":")
+        if kind == "refuse":
+            return False
+        if target in promises and target not in (*self.downgraded_from, self.tier):
+            self._downgrade(promises[target])
+        else:
+            self.give_best_effort()
+        return True
+
+    def refuse(self, now_us: float) -> None:
+        self.state, self.refused_us = REFUSED, now_us
+
+    def _downgrade(self, promise: Promise) -> None:
+        self.downgraded_from = (*self.downgraded_from, self.tier)
         self.tier, self.on_violation = promise.tier, promise.on_violation
         self.ttft_us, self.tpot_us = promise.ttft_us, promise.tpot_us
         self.max_gap_us, self.weight = promise.max_gap_us, promise.weight
@@ -88,6 +104,10 @@ class SimRequest:
     def _begin_anew(self) -> None:
         self.dispatched = 0
         self.due_us = self.arrival_us + self.ttft_us
+
+    @property
+    def downgraded(self) -> bool:
+        return bool(self.downgraded_from)
 
     @property
     def mean_tpot_us(self) -> float:
