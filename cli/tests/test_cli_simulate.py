@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from hyperflexis_cli.app import app
+from hyperflexis_sim.experiment import Experiment
 
 TIERS = """tiers:
   - {name: fast, ttft_ms: 300, tpot_ms: 30}
@@ -71,8 +73,14 @@ def test_policies_are_listed_without_anything_else():
         (["--policy", ","], "--policy names none"),
         (["--load", "1,x"], "--load takes factors above 0"),
         (["--load", "0"], "--load takes factors above 0"),
-        (["--duration", "-1"], "--duration must be above 0"),
-        (["--duration", "0.0001", "--load", "0.001"], ""),
+        (["--duration", "-1"], "--duration takes seconds above 0"),
+        (["--duration", "nan"], "--duration takes seconds above 0"),
+        (["--duration", "0.0001", "--load", "0.001"], "a longer --duration has more"),
+        (["--policy", "hyperflexis@9p9d"], "18 roles for 4 workers"),
+        (["--policy", "hyperflexis:least_chunk=-5"], "rule least_chunk cannot be -5"),
+        (["--profile", "h200/llama-3.1-8b/tp1+a100/llama-3.1-8b/tp1", "--workers", "1"], "2 profiles for 1 workers"),
+        (["--profile", "h200/llama-3.1-8b/tp1+h200/qwen2.5-7b/tp1"], "serve one model"),
+        (["--json", "/tmp/rows.html", "--plot"], "call it .json"),
         (["--profile", "abacus/llama/tp1"], "abacus"),
         (["--tiers", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
         (["--trace", "/nowhere.csv"], "cannot read /nowhere.csv"),
@@ -82,7 +90,7 @@ def test_policies_are_listed_without_anything_else():
 )
 def test_bad_input_is_one_line_and_status_2(trace, tmp_path, arguments, message):
     result = simulate("--trace", trace, "--json", tmp_path / "rows.json", *arguments)
-    assert result.exit_code == (2 if message else 0), result.output
+    assert result.exit_code == 2, result.output
     assert message in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
 
@@ -94,3 +102,26 @@ def test_a_trace_without_a_rate_is_refused(tmp_path, rows):
     result = simulate("--trace", path, "--json", tmp_path / "rows.json")
     assert result.exit_code == 2
     assert "requests that arrive at different times" in result.stderr
+
+
+def test_what_was_done_when_ctrl_c_comes_is_kept(trace, tmp_path, monkeypatch):
+    run, path = Experiment.run, tmp_path / "rows.json"
+
+    def interrupted(experiment: Experiment, tick: Any) -> Any:
+        if experiment.policy == "round_robin+fcfs2048":
+            raise KeyboardInterrupt
+        return run(experiment, tick)
+
+    monkeypatch.setattr(Experiment, "run", interrupted)
+    result = simulate("--trace", trace, "--json", path, "--policy", "hyperflexis,round_robin+fcfs2048")
+    assert result.exit_code == 130
+    assert {row["policy"] for row in json.loads(path.read_text())["rows"]} == {"hyperflexis"}
+    assert "written" in result.output
+
+
+def test_results_say_what_was_promised(trace, tmp_path):
+    path = tmp_path / "rows.json"
+    assert simulate("--trace", trace, "--json", path, "--kv-tokens", "50000", "--duration", "5").exit_code == 0
+    about = json.loads(path.read_text())["about"]
+    assert about["Tier code"] == "first token 500 ms, each further one 30 ms; else refuse; share 1"
+    assert "50,000 tokens of KV" in about["Workers"] and "within 5 s" in about["Trace"]

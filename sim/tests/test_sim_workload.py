@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,3 +100,24 @@ def test_tiers_are_read_with_their_shares(tmp_path):
         read_tiers(path)
     with pytest.raises(ValueError, match="cannot read"):
         read_tiers(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("tiers", "message"),
+    [
+        ("[{name: a, ttft_ms: 5, tpot_ms: 5}, {name: a, ttft_ms: 9, tpot_ms: 9}]", "tier 'a' is there twice"),
+        ("[{name: all, ttft_ms: 5, tpot_ms: 5}]", "no tier can be called 'all'"),
+        ("[{name: '', ttft_ms: 5, tpot_ms: 5}]", "tiers.0.name"),
+        ("[{name: a, ttft_ms: .inf, tpot_ms: 5}]", "tiers.0.ttft_ms"),
+        ("[{name: a, ttft_ms: 1e17, tpot_ms: 5}]", "tiers.0.ttft_ms"),
+        ("[{name: a, ttft_ms: 5, tpot_ms: 5, share: .inf}]", "tiers.0.share"),
+        ("[{name: a, ttft_ms: 5, tpot_ms: 5, on_violation: 'downgrade:b'}]", "'a' downgrades to 'b'; tiers are a"),
+        ("[]", "names no tiers"),
+        ("", "tiers: "),
+    ],
+)
+def test_tiers_that_cannot_be_say_why(tmp_path, tiers, message):
+    path = tmp_path / "tiers.yaml"
+    path.write_text(f"tiers: {tiers}\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_tiers(path)

@@ -30,7 +30,8 @@ def render_load_report(rows: Rows, about: Mapping[str, str], title: str, notes: 
     page = Template(files("hyperflexis_cli").joinpath("report.html").read_text(encoding="utf-8"))
     return page.substitute(
         title=escape(title),
-        subtitle=escape(f"{len({(row['policy']) for row in rows})} policies, {len(environments)} environments"),
+        subtitle=escape(_counted(len({row["policy"] for row in rows}), "policy", "policies"))
+        + escape(", " + _counted(len(environments), "environment", "environments")),
         figures="",
         table_heading="Attainment by load",
         table=_table(environments),
@@ -38,6 +39,10 @@ def render_load_report(rows: Rows, about: Mapping[str, str], title: str, notes: 
         about="".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in about.items()),
         notes="".join(f"<li>{escape(note)}</li>" for note in notes),
     )
+
+
+def _counted(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
 
 
 def _sections(environment: Environment, rows: Rows) -> str:

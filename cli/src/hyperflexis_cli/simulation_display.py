@@ -76,10 +76,11 @@ class SimulationProgress:
 
 def outcome_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """A line per simulation; `rows` as Experiment.run gives them, of one seed or several."""
+    missed = [name for name in ("refused", "downgraded", "best_effort", "unfinished") if any(row[name] for row in rows)]
     tiers = [*dict.fromkeys(row["tier"] for row in rows if row["tier"] != "all"), "all"]
     table = Table(box=box.SIMPLE_HEAD, title="attainment, and latencies of what finished", title_justify="left")
     table.add_column("policy")
-    for column in ("load", *tiers, "TTFT p99", "TPOT p99", "refused"):
+    for column in ("load", *tiers, "TTFT p99", "TPOT p99", *(name.replace("_", " ") for name in missed)):
         table.add_column(escape(column), justify="right")
     runs: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
@@ -92,7 +93,7 @@ def outcome_table(rows: Sequence[Mapping[str, Any]]) -> Table:
             *(share(of_run[tier]["attainment"] if tier in of_run else None) for tier in tiers),
             milliseconds(total["ttft_p99_ms"]),
             milliseconds(total["tpot_p99_ms"]),
-            count(total["refused"]),
+            *(count(total[name]) for name in missed),
         )
     return table
 

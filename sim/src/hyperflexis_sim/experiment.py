@@ -59,6 +59,8 @@ class Experiment:
     """(seconds, worker): from then on nothing new goes there."""
     prefixes: PrefixRules = PrefixRules()
     """Where the workload names the blocks of its prompts."""
+    kv_tokens: int | None = None
+    """Of each worker's KV pool; None = by profile."""
     kv_share: float = 1.0
     """Of its KV pool, what each worker really has."""
 
@@ -73,11 +75,15 @@ class Experiment:
         policy = policy_of(self.policy, WorthRules(guarantees))
         if self.workers < 1:
             raise ValueError(f"there must be at least 1 worker, not {self.workers}")
+        if policy.plan is not None and len(policy.plan.roles) > self.workers:
+            raise ValueError(f"{self.policy}: {len(policy.plan.roles)} roles for {self.workers} workers")
         workers = worker_kinds(self.profile, self.workers)
         if self.slow_worker_known:
             workers[0] = replace(workers[0], model=workers[0].model.scaled(self.slow_worker))
         else:
             workers[0] = replace(workers[0], slower=self.slow_worker)
+        if self.kv_tokens is not None:
+            workers = [replace(kind, kv_tokens=self.kv_tokens) for kind in workers]
         if self.kv_share != 1.0:
             workers = [replace(kind, kv_tokens=int(kind.kv_tokens * self.kv_share)) for kind in workers]
         cluster = Cluster(

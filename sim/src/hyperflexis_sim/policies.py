@@ -195,9 +195,12 @@ def _rule(change: str) -> tuple[str, Any]:
     if name not in kinds:
         raise ValueError(f"unknown rule {name!r}; known: {', '.join(kinds)}")
     try:
-        return name, _KINDS[kinds[name]](value)
+        found = _KINDS[kinds[name]](value)
     except (ValueError, KeyError):
         raise ValueError(f"rule {name} is of type {kinds[name]}, not {value!r}") from None
+    if not found >= 0:
+        raise ValueError(f"rule {name} cannot be {value}")
+    return name, found
 
 
 _KINDS: dict[str, Callable[[str], Any]] = {

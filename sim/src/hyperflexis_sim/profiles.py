@@ -27,7 +27,13 @@ def worker_kind(profile: str) -> WorkerKind:
 
 def worker_kinds(profile: str, workers: int) -> list[WorkerKind]:
     """So many, alike, or in turn of the several profiles that have `+` between them. Raises ValueError."""
-    kinds = [worker_kind(name) for name in profile.split("+")]
+    names = profile.split("+")
+    kinds = [worker_kind(name) for name in names]
+    if workers < len(names):
+        raise ValueError(f"{len(names)} profiles for {workers} workers: each worker has one")
+    models = {name.split("/")[1] for name in names if name.count("/") == 2}
+    if len(models) > 1:
+        raise ValueError(f"workers that share requests serve one model, not {' and '.join(sorted(models))}")
     return [kinds[index % len(kinds)] for index in range(workers)]
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from hyperflexis_sim.request import FINISHED, REFUSED, SimRequest
-
-ALL = "all"
+from hyperflexis_sim.tiers import ALL
 
 
 def scores(requests: Sequence[SimRequest], seconds: float) -> list[dict[str, Any]]:

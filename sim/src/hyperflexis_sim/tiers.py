@@ -12,11 +12,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 from hyperflexis_common.config import TierSettings
 from hyperflexis_common.promise import longest_gap_us, slo_of
 
+ALL = "all"
+"""What rows call all tiers together."""
+
 
 class SimTier(TierSettings):
     """A tier as in the stack's YAML, and its share of the requests of a trace that names no tiers."""
 
-    share: float = Field(default=1.0, gt=0)
+    share: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,13 @@ class Promise:
         slo = slo_of(tier)
         times_us = slo.ttft_us, slo.tpot_us, slo.max_gap_us
         return cls(tier.name, *times_us, tier.weight, tier.on_violation, share, tier.guarantee)
+
+    def described(self) -> str:
+        """For people."""
+        weight = f", weight {self.weight:g}" if self.weight != 1 else ""
+        guarantee = f", guaranteed {self.guarantee:.0%}" if self.guarantee else ""
+        times = f"first token {self.ttft_us / 1e3:g} ms, each further one {self.tpot_us / 1e3:g} ms"
+        return f"{times}; else {self.on_violation}; share {self.share:g}{weight}{guarantee}"
 
     def scaled(self, factor: float) -> Promise:
         """All times so many times as long."""
@@ -78,7 +88,17 @@ def read_tiers(path: Path) -> Mapping[str, Promise]:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"{path}: tiers.{'.'.join(str(p) for p in first['loc'])}: {first['msg']}") from error
-    if not tiers:
+        where = "".join(f"{part}." for part in ("tiers", *first["loc"]))
+        raise ValueError(f"{path}: {where.rstrip('.')}: {first['msg']}") from error
+    names = [tier.name for tier in tiers]
+    if not names:
         raise ValueError(f"{path} names no tiers")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ValueError(f"{path}: tier {twice!r} is there twice")
+    if ALL in names:
+        raise ValueError(f"{path}: no tier can be called {ALL!r}, which is what rows over all tiers are called")
+    for tier in tiers:
+        kind, _, target = tier.on_violation.partition(":")
+        if kind == "downgrade" and target not in names:
+            raise ValueError(f"{path}: tier {tier.name!r} downgrades to {target!r}; tiers are {', '.join(names)}")
     return {tier.name: Promise.of(tier, tier.share) for tier in tiers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,30 +29,42 @@ def _list_policies(wanted: str) -> str:
     return wanted
 
 
+TiersPath = Annotated[
+    Path | None,
+    typer.Option(
+        help="YAML with `tiers:` as in the stack's, each with a `share` of a trace that names none. "
+        "Default: chat, code, math, summarise.",
+        show_default=False,
+    ),
+]
+KvTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Tokens in each worker's KV pool. Default: what a known GPU has beside a known model's weights, "
+        "else 400,000.",
+        show_default=False,
+    ),
+]
+Duration = Annotated[float | None, typer.Option(help="Only what arrives within this many seconds.", show_default=False)]
+
+
 def simulate(
     trace: Annotated[Path, typer.Option(help="CSV: arrival_s,prompt_tokens,output_tokens[,tier].")],
     json_path: Annotated[Path, typer.Option("--json", help="Write the rows here.")],
-    tiers: Annotated[
-        Path | None,
-        typer.Option(
-            help="YAML with `tiers:` as in the stack's, each with a `share` of a trace that names none. "
-            "Default: chat, code, math, summarise.",
-            show_default=False,
-        ),
-    ] = None,
+    tiers: TiersPath = None,
     profile: Annotated[
         str,
         typer.Option(help="GPU/MODEL/TP, or a file of `hyperflexis profile`; several with +, for workers in turn."),
     ] = "h200/llama-3.1-8b/tp1",
     workers: Annotated[int, typer.Option(min=1, help="How many workers.")] = 4,
+    kv_tokens: KvTokens = None,
     policy: Annotated[
         str, typer.Option(help="One or several with commas; `list` names them.", callback=_list_policies, is_eager=True)
     ] = "hyperflexis",
     load: Annotated[str, typer.Option(help="Times the trace's own rate; several with commas.")] = "1",
     seed: Annotated[int, typer.Option(min=0, help="Of step noise, drawn tiers and jitter.")] = 0,
-    duration: Annotated[
-        float | None, typer.Option(help="Only what arrives within this many seconds.", show_default=False)
-    ] = None,
+    duration: Duration = None,
     jitter: Annotated[
         bool, typer.Option("--jitter", help="Spread arrivals that share a timestamp until the next one.")
     ] = False,
@@ -70,25 +82,22 @@ def simulate(
         policies, loads = _names(policy), _loads(load)
         worker_kinds(profile, workers)
         given, promises = _given(trace, tiers, seed, jitter)
-        if duration is not None and duration <= 0:
-            raise ValueError("--duration must be above 0")
+        served = {factor: _within(given.at_rate(given.rate * factor), duration) for factor in loads}
+        page_path = _page_path(json_path) if plot else None
     except ValueError as error:
         fail(str(error), USAGE)
-    served = {factor: given.at_rate(given.rate * factor) for factor in loads}
-    if duration is not None:
-        served = {factor: workload.within(duration) for factor, workload in served.items()}
-    rows = _run(
-        Experiment(trace.stem, workload, promises, profile, workers, name, factor, seed)
+    experiments = [
+        Experiment(trace.stem, workload, promises, profile, workers, name, factor, seed, kv_tokens=kv_tokens)
         for factor, workload in served.items()
         for name in policies
-    )
-    out.print(outcome_table(rows))
+    ]
     about = {
-        "Trace": f"{trace}, {len(given.arrival_s):,} requests, {given.rate:.3g}/s at load 1",
-        "Workers": f"{workers} of {profile}",
-        "Seed": str(seed),
+        "Trace": f"{trace}, {len(given.arrival_s):,} requests, {given.rate:.3g}/s at load 1"
+        + (f"; what arrives within {duration:g} s" if duration is not None else "")
+        + ("; arrivals spread" if jitter else ""),
+        **_about(experiments[0]),
     }
-    _write(rows, about, json_path, plot, f"Simulation of {trace.name}")
+    _run_and_tell(experiments, about, json_path, page_path)
 
 
 def _given(trace: Path, tiers: Path | None, seed: int, jitter: bool) -> tuple[Workload, Mapping[str, Promise]]:
@@ -129,34 +138,83 @@ def _loads(load: str) -> list[float]:
     return loads
 
 
-def _run(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
-    """What is done when Ctrl-C comes is lost: one result, or none."""
-    rows = []
+def _about(experiment: Experiment) -> dict[str, str]:
+    """What all of them have in common."""
+    kv_tokens = experiment.kv_tokens
+    return {
+        **{f"Tier {name}": promise.described() for name, promise in experiment.promises.items()},
+        "Workers": f"{experiment.workers} of {experiment.profile}"
+        + (f", {kv_tokens:,} tokens of KV each" if kv_tokens else ""),
+        "Seed": str(experiment.seed),
+        "Step noise": f"{experiment.step_noise:.0%}",
+        "Ends": f"{experiment.drain_s:g} s after the last arrival; who is not done by then has not attained",
+    }
+
+
+def _run_and_tell(
+    experiments: Sequence[Experiment], about: Mapping[str, str], json_path: Path, page_path: Path | None
+) -> None:
+    _write_json([], about, json_path)  # better now than after minutes
+    rows: list[dict[str, Any]] = []
+    interrupted = _run(experiments, rows, lambda: _write_json(rows, about, json_path))
+    if rows:
+        out.print(outcome_table(rows))
+        if page_path is not None:
+            _write_page(rows, about, page_path, f"Simulation of {experiments[0].trace}")
+        out.print(f"written: {', '.join(map(str, filter(None, (json_path, page_path))))}", soft_wrap=True)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _within(workload: Workload, duration: float | None) -> Workload:
+    """Raises ValueError."""
+    if duration is None:
+        return workload
+    if not 0 < duration < float("inf"):
+        raise ValueError("--duration takes seconds above 0")
+    found = workload.within(duration)
+    if len(found.arrival_s) < 2 or not found.arrival_s[-1] > found.arrival_s[0]:
+        raise ValueError(f"within {duration:g} s at most one request arrives; a longer --duration has more")
+    return found
+
+
+def _page_path(json_path: Path) -> Path:
+    """Raises ValueError."""
+    found = json_path.with_suffix(".html")
+    if found == json_path:
+        raise ValueError("--json is where --plot would put its page; call it .json")
+    return found
+
+
+def _run(experiments: Iterable[Experiment], rows: list[dict[str, Any]], keep: Callable[[], None]) -> bool:
+    """Adds each simulation's rows, which are kept at once; True where Ctrl-C came before the last was over."""
     try:
         with SimulationProgress(out) as progress:
             for each in experiments:
                 tick = progress.begin(f"{each.policy}, load {each.load:g}", each.until_s)
                 rows += each.run(tick)
                 progress.end()
+                keep()
     except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+        return True
     except ValueError as error:
         fail(str(error), USAGE)
-    return rows
+    return False
 
 
-def _write(rows: list[dict[str, Any]], about: dict[str, str], json_path: Path, plot: bool, title: str) -> None:
-    written = [json_path]
+def _write_json(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str], path: Path) -> None:
     try:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-        if plot:
-            # matplotlib takes a second to import.
-            from hyperflexis_cli.load_report import render_load_report
-
-            page = json_path.with_suffix(".html")
-            page.write_text(render_load_report(rows, about, title), encoding="utf-8")
-            written.append(page)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        fail(f"cannot write {error.filename or json_path}: {error.strerror}", USAGE)
-    out.print(f"written: {', '.join(map(str, written))}", soft_wrap=True)
+        fail(f"cannot write {error.filename or path}: {error.strerror}", USAGE)
+
+
+def _write_page(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str], path: Path, title: str) -> None:
+    # matplotlib takes a second to import.
+    from hyperflexis_cli.load_report import render_load_report
+
+    try:
+        path.write_text(render_load_report(rows, about, title), encoding="utf-8")
+    except OSError as error:
+        fail(f"cannot write {error.filename or path}: {error.strerror}", USAGE)

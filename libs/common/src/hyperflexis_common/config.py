@@ -55,16 +55,20 @@ class RedisSettings(Section):
     """Before every key, so that cells or tests can share one Redis."""
 
 
+LONGEST_MS = 86_400_000.0
+"""A day: of promises."""
+
+
 class TierSettings(Section):
-    name: str
+    name: str = Field(min_length=1)
     """As clients write it."""
-    ttft_ms: float = Field(gt=0)
+    ttft_ms: float = Field(gt=0, le=LONGEST_MS)
     """Time to first token promised."""
-    tpot_ms: float = Field(gt=0)
+    tpot_ms: float = Field(gt=0, le=LONGEST_MS)
     """Mean time per output token promised."""
-    max_gap_ms: float | None = Field(default=None, gt=0)
+    max_gap_ms: float | None = Field(default=None, gt=0, le=LONGEST_MS)
     """Longest pause between tokens; default max(4 * tpot_ms, 250)."""
-    weight: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Relative worth of one attained request."""
     guarantee: float = Field(default=0.0, ge=0, le=1)
     """Of the tier's requests, the share that workers try to serve in time, at the expense of other dear ones; 0 =
