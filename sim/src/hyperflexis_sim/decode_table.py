@@ -139,7 +139,12 @@ class DecodeTable:
         used = self._table[:, : self.count]
         return int(used[DUE].argmax())
 
-    def growth(self) -> float:
-        """Tokens that all of them are expected to grow by: OutputLengths.remaining, summed."""
+    def contexts(self) -> Floats:
+        """[count]"""
+        found: Floats = self._table[CONTEXT, : self.count]
+        return found
+
+    def growth(self) -> Floats:
+        """[count] Tokens that each is expected to grow by: OutputLengths.remaining."""
         used = self._table[:, : self.count]
-        return float(OutputLengths.remaining_of(used[EXPECTED], used[MADE], used[LIMIT]).sum())
+        return OutputLengths.remaining_of(used[EXPECTED], used[MADE], used[LIMIT])

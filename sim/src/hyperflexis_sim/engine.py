@@ -89,12 +89,15 @@ class SimEngine:
         return self.cache.cached_tokens(request)
 
     def deliver(self, request: SimRequest, now_us: float) -> None:
-        """A request has arrived here."""
+        """A request has arrived here; one of which a part is still on its way waits for that outside the queue."""
         self.applied += 1
         request.state = RUNNING
+        if request.number not in self.room.awaited:
+            self.queue(request, now_us)
+
+    def queue(self, request: SimRequest, now_us: float) -> None:
         self.waiting.add(request)
-        run = self._run
-        if run is None:
+        if self._run is None:
             self._start(now_us)
         else:
             self._cut(now_us)
@@ -114,8 +117,7 @@ class SimEngine:
         if run is None or len(run) == 1:
             return
         self._cut(now_us)
-        ended = self._catch_up(now_us)
-        if ended:
+        if ended := self._catch_up(now_us):
             self.steps += ended
             self.table.advance(run.ends_us[:ended])
             run.drop(ended)

@@ -71,4 +71,4 @@ class EngineMoves:
         """So much of its prompt, that it waited for, has been read from a peer."""
         self._engine.settle(now_us)
         self._engine.room.prefix_came(request, tokens)
-        self._engine.wake(now_us)
+        self._engine.queue(request, now_us)

@@ -9,6 +9,7 @@ from hyperflexis_common.step_time import StepTimeModel
 from hyperflexis_sim.decode_table import DecodeTable
 from hyperflexis_sim.prefix_cache import BLOCK_TOKENS, PrefixCache
 from hyperflexis_sim.request import SimRequest
+from hyperflexis_worker.steps.peak_use import PeakUse
 from hyperflexis_worker.steps.prefill_queue import PrefillQueue, Waiting
 from hyperflexis_worker.steps.step_policy import Offer
 
@@ -40,7 +41,9 @@ class EngineRoom:
         self._owed = 0
         """Tokens that those begun, in this step too, are yet to fill."""
         self._growth: float | None = None
-        """Tokens that all who run, those begun in this step too, are expected to make; None = not asked yet."""
+        """Tokens that all who run are expected to make; None = not asked yet."""
+        self._peak: PeakUse | None = None
+        """Of those who run, those begun in this step too; None = not asked yet."""
 
     @property
     def filled(self) -> float:
@@ -64,7 +67,7 @@ class EngineRoom:
         if self.cache is not None:
             self.cache.fit(self.filled)
         self._owed = int(self._waiting.to_compute[self._waiting.computed > 0].sum()) if self.begun_tokens else 0
-        self._growth = None
+        self._growth = self._peak = None
 
     def offer(self, request: Waiting) -> Offer | None:
         used = self.used + self._table.count
@@ -72,19 +75,21 @@ class EngineRoom:
             # What it still needs was owed to it when it began.
             fits = used + request.to_compute <= self.kv_tokens
             return Offer(request.computed, request.to_compute) if fits else None
-        if request.number in self.awaited:
-            return None
         cached = self._cached(request)
         need = used + self._owed + self._new(request)
+        if need > self.kv_tokens:
+            return None
         if self._reserve_growth and (self._table.count or self._owed):
-            need += self._expected_growth() + self._remaining(request)
-        return Offer(cached, _whole(request) - cached) if need <= self.kv_tokens else None
+            tokens = self.kv_tokens - self.used + self._table.context_tokens + self.begun_tokens
+            if self._running().with_one(self._new(request), self._remaining(request)) > tokens:
+                return None
+        return Offer(cached, _whole(request) - cached)
 
     def take(self, request: Waiting) -> None:
         if not request.computed:
             self._owed += self._new(request)
             if self._reserve_growth:
-                self._growth = self._expected_growth() + self._remaining(request)
+                self._running().add(self._new(request), self._remaining(request))
 
     def start(self, request: SimRequest, model: StepTimeModel) -> bool:
         """Where it has not begun it does so, with what is cached of it; False where that is nothing."""
@@ -129,7 +134,7 @@ class EngineRoom:
         """By steps that began and ended since `begin`: that much less can stay cached."""
         if self.cache is not None:
             self.cache.fit(self.filled + tokens)
-        self._growth = None
+        self._growth = self._peak = None
 
     def _cached(self, request: Waiting) -> int:
         assert isinstance(request, SimRequest)
@@ -142,9 +147,18 @@ class EngineRoom:
 
     def _expected_growth(self) -> float:
         if self._growth is None:
-            begun = np.flatnonzero(self._waiting.computed)
-            self._growth = self._table.growth() + sum(self._remaining(self._waiting.requests[at]) for at in begun)
+            self._growth = float(self._table.growth().sum()) + sum(map(self._remaining, self._begun()))
         return self._growth
+
+    def _running(self) -> PeakUse:
+        if self._peak is None:
+            begun = self._begun()
+            held = np.append(self._table.contexts(), [_whole(request) for request in begun])
+            self._peak = PeakUse(held, np.append(self._table.growth(), [self._remaining(request) for request in begun]))
+        return self._peak
+
+    def _begun(self) -> list[Waiting]:
+        return [self._waiting.requests[at] for at in np.flatnonzero(self._waiting.computed).tolist()]
 
     def _remaining(self, request: Waiting) -> float:
         return self._lengths.remaining(request.tier, request.made, request.max_tokens)

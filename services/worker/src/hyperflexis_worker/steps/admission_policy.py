@@ -50,8 +50,7 @@ class AdmissionPolicy(SloPolicy):
             waiting_us += self.model.prefill_us(request.to_compute, request.computed)
             if tokens < self._max_tokens:
                 tokens += self._take(request, room, tokens, choice)
-        tries = self.rules.tries
-        while tokens < self._max_tokens and sequences < self._max_sequences and tries:
+        while tokens < self._max_tokens and sequences < self._max_sequences:
             at = int(key.argmin())
             if key[at] == np.inf:
                 return
@@ -60,10 +59,10 @@ class AdmissionPolicy(SloPolicy):
             if not self._affordable(request, waiting_us, budget, choice):
                 return
             taken = self._take(request, room, tokens, choice)
-            tries -= not taken
-            if taken:
-                tokens, sequences = tokens + taken, sequences + 1
-                waiting_us += self.model.prefill_us(request.to_compute, request.computed)
+            if not taken:
+                return  # no room: nobody overtakes it
+            tokens, sequences = tokens + taken, sequences + 1
+            waiting_us += self.model.prefill_us(request.to_compute, request.computed)
 
     def _take(self, request: Waiting, room: Room, tokens: int, choice: StepChoice) -> int:
         offer = room.offer(request)

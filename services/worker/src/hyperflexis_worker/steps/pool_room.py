@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
+import numpy as np
+
 from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_worker.steps.blocks import BlockPool
+from hyperflexis_worker.steps.peak_use import PeakUse
 from hyperflexis_worker.steps.prefill_queue import Waiting
 from hyperflexis_worker.steps.sequence import Sequence
 from hyperflexis_worker.steps.step_policy import Offer
@@ -37,9 +40,13 @@ class PoolRoom:
         self._lengths = lengths
         self._free = free
         self._admits = admits
-        self._running = len(decoding) + len(begun)
-        self._growth = sum(self._expected(s, max(pool.blocks_for(s.computed + 1), len(s.blocks))) for s in decoding)
-        self._growth += sum(self._expected(s, len(s.blocks)) for s in begun)
+        own = [max(pool.blocks_for(s.computed + 1), len(s.blocks)) for s in decoding]
+        self._blocks = free + sum(own) + sum(len(s.blocks) for s in begun)
+        """Of those who run, those taken in this step among them, and free."""
+        held = own + [max(pool.blocks_for(s.num_tokens), len(s.blocks)) for s in begun]
+        left = [self._expected(s, blocks) for s, blocks in zip((*decoding, *begun), held, strict=True)]
+        self._running = len(held)
+        self._peak = PeakUse(np.array(held, np.float64), np.array(left, np.float64))
         self._cached: dict[Sequence, tuple[int, ...]] = {}
 
     def offer(self, request: Waiting) -> Offer | None:
@@ -53,8 +60,9 @@ class PoolRoom:
             return None  # a step that preempted has no room for anybody new
         cached = cached_blocks(request, pool)
         needed = self._needed(request, cached)
-        growth = self._growth + self._expected(request, pool.blocks_for(request.num_tokens))
-        if needed > self._free or (self._running and needed + growth > self._free):
+        if needed > self._free:
+            return None
+        if self._running and self._peak.with_one(needed, self._growth(request)) > self._blocks:
             return None
         self._cached[request] = tuple(cached)
         start = len(cached) * pool.block_tokens
@@ -67,8 +75,9 @@ class PoolRoom:
             more = max(self._pool.blocks_for(request.num_tokens) - len(request.blocks), 0)
             self._free = max(self._free - more, 0)
             return
-        self._free -= self._needed(request, list(self._cached[request]))
-        self._growth += self._expected(request, self._pool.blocks_for(request.num_tokens))
+        needed = self._needed(request, list(self._cached[request]))
+        self._free -= needed
+        self._peak.add(needed, self._growth(request))
         self._running += 1
 
     def start(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
@@ -78,6 +87,9 @@ class PoolRoom:
 
     def _needed(self, sequence: Sequence, cached: list[int]) -> int:
         return self._pool.blocks_for(sequence.num_tokens) - len(cached) + self._pool.idle(cached)
+
+    def _growth(self, sequence: Sequence) -> int:
+        return self._expected(sequence, self._pool.blocks_for(sequence.num_tokens))
 
     def _expected(self, sequence: Sequence, blocks: int) -> int:
         """Blocks that it is expected to need beyond these."""

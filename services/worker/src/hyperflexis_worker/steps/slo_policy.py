@@ -186,7 +186,7 @@ class SloPolicy:
         used_us, budget_us = budget.fixed_us / self._pace, math.inf
         if rules.budget:
             budget_us = choice.budget_us / self._pace - used_us
-        tries = rules.tries
+        new = (queue.computed == 0) & (queue.made == 0)
         while tokens < self._max_tokens:
             at = int(key.argmin())
             if key[at] == np.inf:
@@ -196,13 +196,10 @@ class SloPolicy:
             if not request.computed and sequences >= self._max_sequences:
                 key[queue.computed == 0] = np.inf
                 continue
-            if not tries and not request.computed and not request.made:
-                key[(queue.computed == 0) & (queue.made == 0)] = np.inf
-                continue
             offer = room.offer(request)
             if offer is None:
-                # Nobody new takes the room of one that lost its own in the middle of its answer.
-                tries = 0 if request.made else max(tries - (not request.computed), 0)
+                if not request.computed:
+                    key[new] = np.inf  # nobody new takes the room that it waits for
                 continue
             chunk = min(offer.tokens, self._max_tokens - tokens)
             if budget_us < math.inf:

@@ -30,8 +30,6 @@ class SloRules:
     work_order: float = WORK_ORDER
     least_chunk: int = 32
     """Smaller chunks are not worth their overhead, unless they end a prompt."""
-    tries: int = 32
-    """So many that find no room, and nobody new is looked at in this step: to look takes time, however many wait."""
     share_memory_us: float = 500_000.0
     """Time constant of the measured share of time that prefill gets."""
     least_share: float = 0.12
