@@ -246,7 +246,7 @@ def test_a_step_says_whose_blocks_it_took() -> None:
     surprised = OutputLengths()
     for _ in range(100):
         surprised.learn("", 1)
-    pool = BlockPool(7, 4, prefix_cache=False)
+    pool = BlockPool(9, 4, prefix_cache=False)
     loop = StepLoop(planner(100, 8, lengths=surprised), pool, surprised)
     for index, name in enumerate("ab"):
         loop.add(sequence(name, [index + 1] * 8, max_tokens=12, arrival_us=index))

@@ -40,11 +40,11 @@ class PoolRoom:
         self._lengths = lengths
         self._free = free
         self._admits = admits
-        own = [max(pool.blocks_for(s.computed + 1), len(s.blocks)) for s in decoding]
-        self._blocks = free + sum(own) + sum(len(s.blocks) for s in begun)
-        """Of those who run, those taken in this step among them, and free."""
-        held = own + [max(pool.blocks_for(s.num_tokens), len(s.blocks)) for s in begun]
-        left = [self._expected(s, blocks) for s, blocks in zip((*decoding, *begun), held, strict=True)]
+        own = sum(max(pool.blocks_for(s.computed + 1), len(s.blocks)) for s in decoding)
+        self._tokens = (free + own + sum(len(s.blocks) for s in begun)) * pool.block_tokens
+        """In the blocks of those who run, those taken in this step among them, and in free ones."""
+        held = [self._held(s.computed + 1) for s in decoding] + [self._held(s.num_tokens) for s in begun]
+        left = [self._left(s) for s in (*decoding, *begun)]
         self._running = len(held)
         self._peak = PeakUse(np.array(held, np.float64), np.array(left, np.float64))
         self._cached: dict[Sequence, tuple[int, ...]] = {}
@@ -62,7 +62,7 @@ class PoolRoom:
         needed = self._needed(request, cached)
         if needed > self._free:
             return None
-        if self._running and self._peak.with_one(needed, self._growth(request)) > self._blocks:
+        if self._running and self._peak.with_one(*self._use(request, cached)) > self._tokens:
             return None
         self._cached[request] = tuple(cached)
         start = len(cached) * pool.block_tokens
@@ -75,9 +75,9 @@ class PoolRoom:
             more = max(self._pool.blocks_for(request.num_tokens) - len(request.blocks), 0)
             self._free = max(self._free - more, 0)
             return
-        needed = self._needed(request, list(self._cached[request]))
-        self._free -= needed
-        self._peak.add(needed, self._growth(request))
+        cached = list(self._cached[request])
+        self._free -= self._needed(request, cached)
+        self._peak.add(*self._use(request, cached))
         self._running += 1
 
     def start(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
@@ -88,10 +88,14 @@ class PoolRoom:
     def _needed(self, sequence: Sequence, cached: list[int]) -> int:
         return self._pool.blocks_for(sequence.num_tokens) - len(cached) + self._pool.idle(cached)
 
-    def _growth(self, sequence: Sequence) -> int:
-        return self._expected(sequence, self._pool.blocks_for(sequence.num_tokens))
+    def _use(self, sequence: Sequence, cached: list[int]) -> tuple[float, float]:
+        """What it would hold that nobody else owns, and what it would grow by."""
+        shared = (len(cached) - self._pool.idle(cached)) * self._pool.block_tokens
+        return self._held(sequence.num_tokens - shared), self._left(sequence)
 
-    def _expected(self, sequence: Sequence, blocks: int) -> int:
-        """Blocks that it is expected to need beyond these."""
-        remaining = self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens)
-        return max(self._pool.blocks_for(sequence.num_tokens + int(remaining)) - blocks, 0)
+    def _held(self, tokens: int) -> float:
+        """Tokens in its blocks, the last one of which may be nearly empty at any moment."""
+        return float(tokens + self._pool.block_tokens - 1)
+
+    def _left(self, sequence: Sequence) -> float:
+        return self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens)
