@@ -125,3 +125,10 @@ def test_results_say_what_was_promised(trace, tmp_path):
     about = json.loads(path.read_text())["about"]
     assert about["Tier code"] == "first token 500 ms, each further one 30 ms; else refuse; share 1"
     assert "50,000 tokens of KV" in about["Workers"] and "within 5 s" in about["Trace"]
+
+
+def test_older_results_stay_until_there_are_new_ones(trace, tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text("older")
+    assert simulate("--trace", trace, "--json", path, "--policy", "hyperflexis@9p9d").exit_code == 2
+    assert path.read_text() == "older"

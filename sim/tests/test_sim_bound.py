@@ -83,6 +83,9 @@ def test_decodes_bear_their_part_of_what_steps_cost_anyway():
     assert fluid_bound(each, model, 1, 0.1) == pytest.approx(0.1 / (100 * 100 * 1.5e-6) / 10)
     assert fluid_bound([asks(0, 0.0, 100, 5e5, 101, 10_000.0)], model, 1, 10.0) == 0.0
     assert fluid_bound([asks(0, 0.0, 100, 5e5, 1, 10_000.0)], model, 1, 10.0) == 1.0
+    # Nine of 15 ms, and one of 11 ms a token, which takes 110: the others are not slowed by it.
+    mixed = [*each[:9], asks(9, 0.0, 100, 5e5, 101, 11_000.0)]
+    assert fluid_bound(mixed, model, 1, 0.2) == pytest.approx((9 + 65 / 110) / 10)
 
 
 @settings(max_examples=30, deadline=None)

@@ -111,7 +111,10 @@ def test_tiers_are_read_with_their_shares(tmp_path):
         ("[{name: a, ttft_ms: .inf, tpot_ms: 5}]", "tiers.0.ttft_ms"),
         ("[{name: a, ttft_ms: 1e17, tpot_ms: 5}]", "tiers.0.ttft_ms"),
         ("[{name: a, ttft_ms: 5, tpot_ms: 5, share: .inf}]", "tiers.0.share"),
-        ("[{name: a, ttft_ms: 5, tpot_ms: 5, on_violation: 'downgrade:b'}]", "'a' downgrades to 'b'; tiers are a"),
+        (
+            "[{name: a, ttft_ms: 5, tpot_ms: 5, on_violation: 'downgrade:b'}]",
+            "'a' falls to 'b', which is not a tier; tiers are a",
+        ),
         ("[]", "names no tiers"),
         ("", "tiers: "),
     ],

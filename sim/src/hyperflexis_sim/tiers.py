@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from hyperflexis_common.config import TierSettings
-from hyperflexis_common.promise import longest_gap_us, slo_of
+from hyperflexis_common.promise import check_downgrades, longest_gap_us, slo_of
 
 ALL = "all"
 """What rows call all tiers together."""
@@ -97,8 +97,8 @@ def read_tiers(path: Path) -> Mapping[str, Promise]:
         raise ValueError(f"{path}: tier {twice!r} is there twice")
     if ALL in names:
         raise ValueError(f"{path}: no tier can be called {ALL!r}, which is what rows over all tiers are called")
-    for tier in tiers:
-        kind, _, target = tier.on_violation.partition(":")
-        if kind == "downgrade" and target not in names:
-            raise ValueError(f"{path}: tier {tier.name!r} downgrades to {target!r}; tiers are {', '.join(names)}")
+    try:
+        check_downgrades(tiers)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     return {tier.name: Promise.of(tier, tier.share) for tier in tiers}

@@ -154,7 +154,8 @@ def _about(experiment: Experiment) -> dict[str, str]:
 def _run_and_tell(
     experiments: Sequence[Experiment], about: Mapping[str, str], json_path: Path, page_path: Path | None
 ) -> None:
-    _write_json([], about, json_path)  # better now than after minutes
+    for path in filter(None, (json_path, page_path)):
+        _check_writable(path)
     rows: list[dict[str, Any]] = []
     interrupted = _run(experiments, rows, lambda: _write_json(rows, about, json_path))
     if rows:
@@ -202,9 +203,18 @@ def _run(experiments: Iterable[Experiment], rows: list[dict[str, Any]], keep: Ca
     return False
 
 
-def _write_json(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str], path: Path) -> None:
+def _check_writable(path: Path) -> None:
+    """Better now than after minutes; what is there stays until there is something to put in its place."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        fail(f"cannot write {error.filename or path}: {error.strerror}", USAGE)
+
+
+def _write_json(rows: Sequence[Mapping[str, Any]], about: Mapping[str, str], path: Path) -> None:
+    try:
         path.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         fail(f"cannot write {error.filename or path}: {error.strerror}", USAGE)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hyperflexis.common.v1 import slo_pb2
 from hyperflexis_common.config import TierSettings
 
@@ -24,6 +26,16 @@ def slo_of(tier: TierSettings) -> slo_pb2.Slo:
         on_violation=slo_pb2.OnViolation.Value(f"ON_VIOLATION_{kind.upper()}"),
         downgrade_tier=target,
     )
+
+
+def check_downgrades(tiers: Sequence[TierSettings]) -> None:
+    """Raises ValueError for one that falls to a tier that is not there."""
+    names = [tier.name for tier in tiers]
+    for tier in tiers:
+        kind, _, target = tier.on_violation.partition(":")
+        if kind == "downgrade" and target not in names:
+            known = ", ".join(names)
+            raise ValueError(f"tier {tier.name!r} falls to {target!r}, which is not a tier; tiers are {known}")
 
 
 def too_late(predicted_ttft_us: float, slo: slo_pb2.Slo) -> str:

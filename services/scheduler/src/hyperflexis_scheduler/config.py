@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from hyperflexis_common.config import RedisSettings, ServiceSettings, TierSettings
-from hyperflexis_common.promise import slo_of
+from hyperflexis_common.promise import check_downgrades, slo_of
 from hyperflexis_scheduler.core.election import Timing
 from hyperflexis_scheduler.core.rules import Rules
 
@@ -53,11 +53,7 @@ class SchedulerSettings(ServiceSettings):
     @field_validator("tiers")
     @classmethod
     def downgrades_exist(cls, tiers: list[TierSettings]) -> list[TierSettings]:
-        names = {tier.name for tier in tiers}
-        for tier in tiers:
-            kind, _, target = tier.on_violation.partition(":")
-            if kind == "downgrade" and target not in names:
-                raise ValueError(f"tier {tier.name!r} falls to {target!r}, which is not a tier")
+        check_downgrades(tiers)
         return tiers
 
     def rules(self) -> Rules:
