@@ -53,7 +53,10 @@ class ComposeProject:
         lease = self.compose("exec", "-T", "redis", "redis-cli", "get", "hfx:leader").strip()
         return str(json.loads(lease)["address"]).partition(":")[0] if lease else ""
 
-    def kill(self, service: str) -> None:
+    def container(self, service: str) -> str:
+        """The id of its one container; asking takes up to seconds, so ask before what is in a hurry."""
+        return self.compose("ps", "--quiet", service).strip()
+
+    def kill(self, container: str) -> None:
         """SIGKILL: no farewell of any kind. Docker does not restart what was killed from outside."""
-        container = self.compose("ps", "--quiet", service).strip()
         subprocess.run(["docker", "kill", "--signal", "SIGKILL", container], check=True, capture_output=True)

@@ -72,9 +72,9 @@ def write_trace(path: Path, seconds: float, per_second: float) -> int:
 
 
 def in_mid_stream(client: Client, worker_id: str) -> set[str]:
-    """Requests that this worker has given some of their tokens, and most not yet."""
+    """Requests that this worker has given the first of their 1,000 tokens or more: seconds are left to kill it."""
     running = [request for request in client.list_requests(500) if request.state == "running"]
-    return {r.request_id for r in running if r.worker_id == worker_id and 0 < r.output_tokens < 300}
+    return {r.request_id for r in running if r.worker_id == worker_id and 0 < r.output_tokens < 100}
 
 
 def attempts(client: Client, request_id: str) -> int:
@@ -98,6 +98,7 @@ def test_a_replay_outlives_a_worker_and_the_leader(stack: ComposeProject, tmp_pa
     trace, summary = tmp_path / "trace.csv", tmp_path / "summary.json"
     requests = write_trace(trace, REPLAY_S, per_second=0.7)
     led = stack.leader()
+    worker, leader = stack.container("worker-1"), stack.container(led)
     victims: set[str] = set()
     command = [str(CLI), "replay", "--target", stack.address, "--trace", str(trace), "--json", str(summary)]
     with (
@@ -106,11 +107,12 @@ def test_a_replay_outlives_a_worker_and_the_leader(stack: ComposeProject, tmp_pa
     ):
         time.sleep(REPLAY_S * 0.3)
         while not victims and replay.poll() is None:
+            time.sleep(0.02)
             victims = in_mid_stream(client, "worker-1")
-        stack.kill("worker-1")
+        stack.kill(worker)
         time.sleep(REPLAY_S * 0.25)
         assert replay.poll() is None, "the replay ended before the leader was killed"
-        stack.kill(led)
+        stack.kill(leader)
         output, _ = replay.communicate(timeout=180)
         moved = {victim for victim in victims if attempts(client, victim) > 1}
     assert replay.returncode == 0, output
@@ -118,7 +120,7 @@ def test_a_replay_outlives_a_worker_and_the_leader(stack: ComposeProject, tmp_pa
     result: dict[str, Any] = json.loads(summary.read_text(encoding="utf-8"))
     found = {key: result[key] for key in ("requests", "finished", "failed", "lost_tokens", "repeated_tokens")}
     assert found == {"requests": requests, "finished": requests, "failed": 0, "lost_tokens": 0, "repeated_tokens": 0}
-    assert moved, "nothing was in mid-stream when worker-1 died: the test proved little"
+    assert moved, f"none of {victims} was in mid-stream any more when worker-1 died: the test proved little"
     assert stack.leader() not in ("", led), "the standby leads now"
 
 
