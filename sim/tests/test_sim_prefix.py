@@ -108,7 +108,7 @@ def test_a_prefix_is_pulled_where_that_is_quicker(gbps, cached):
 def test_what_decodes_grow_into_is_cached_no_more(asked_us, blocks, leap):
     """A leap of a thousand steps, asked in the middle of it and after it."""
     first, grows, again = request(0, 0.0, 1, 2_048), request(1, 1e5, 2, 600, 1_000), request(2, asked_us, 1, 2_048)
-    served([first, grows, again], 1, kv_tokens=6 * BLOCK_TOKENS, leap=leap)
+    served([first, grows, again], 1, kv_tokens=6 * BLOCK_TOKENS, leap=leap, reserve_growth=False)
     assert (again.somewhere_tokens, again.cached_tokens) == (blocks * BLOCK_TOKENS,) * 2
 
 

@@ -39,6 +39,7 @@ class Pool:
 
     def __init__(self, places: int = 1_000, begun_fit: bool = False) -> None:
         self.places = places
+        self.kv_tokens = 1_000_000
         self.begun_fit = begun_fit
         self.taken: list[int] = []
         self.asked = 0

@@ -1,39 +1,110 @@
-"""The pool at its worst moment, against every moment one by one."""
+"""The pool at its worst moment, against what happens when answers end as earlier ones did."""
 
 from __future__ import annotations
+
+import random
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hyperflexis_common.output_lengths import MEMORY, OutputLengths
 from hyperflexis_worker.steps.peak_use import PeakUse
 
-SOME = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), max_size=8)
+LIMIT = 100_000
 
 
-def stepped(running: list[tuple[int, int]]) -> float:
-    """Everybody grows by one a step, and is gone after its last."""
-    peak = 0
-    for step in range(1 + max((left for _, left in running), default=0)):
-        peak = max(peak, sum(held + step for held, left in running if left >= step))
-    return float(peak)
+def learned(*lengths: int, tier: str = "chat") -> OutputLengths:
+    known = OutputLengths()
+    for length in lengths:
+        known.learn(tier, length)
+    return known
 
 
-def peak_use(running: list[tuple[int, int]]) -> PeakUse:
-    held, left = np.array(running, np.float64).reshape(-1, 2).T
-    return PeakUse(held, left)
+def running(known: OutputLengths, *held_and_made: tuple[int, int]) -> PeakUse:
+    peak = PeakUse(known)
+    if held_and_made:
+        held, made = np.array(held_and_made, np.float64).T
+        peak.add(["chat"] * len(held), held, made, np.full(len(held), float(LIMIT)))
+    return peak
 
 
-@given(SOME, st.lists(st.tuples(st.integers(0, 50), st.integers(0, 20)), min_size=1, max_size=4))
-def test_it_is_the_most_of_any_moment(running, more):
-    peak = peak_use(running)
-    for number, one in enumerate(more):
-        assert peak.with_one(*one) == stepped([*running, *more[: number + 1]])
-        peak.add(*one)
+def least(peak: PeakUse, held: float = 0.0, made: int = 0) -> int:
+    """The smallest pool that one more fits into."""
+    low, high = 0, 1 << 40
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if peak.fits("chat", held, made, LIMIT, middle) else (middle, high)
+    return high
+
+
+def most_of(rows: list[tuple[int, int]]) -> int:
+    """(held, left): everybody grows by one a step and leaves after its last."""
+    moments = {0, *(left for _, left in rows)}
+    return max(sum(held + moment for held, left in rows if left >= moment) for moment in moments)
+
+
+@pytest.mark.parametrize("spread", ["alike", "exponential", "two kinds"])
+@pytest.mark.parametrize("count", [5, 20, 100])
+def test_one_time_in_twenty_it_is_exceeded_or_less_often(spread, count):
+    chance = random.Random(count)
+    draw = {
+        "alike": lambda: chance.randint(180, 220),
+        "exponential": lambda: 1 + int(chance.expovariate(1 / 200)),
+        "two kinds": lambda: chance.choice([20, 20, 20, 800]),
+    }[spread]
+    known = learned(*(draw() for _ in range(MEMORY)))
+    prompts = [chance.randint(50, 3_000) for _ in range(count)]
+    made = [chance.randint(0, 100) for _ in range(count)]
+    pool = least(running(known, *zip(prompts[1:], made[1:], strict=True)), prompts[0], made[0])
+    exceeded = 0
+    for _ in range(400):
+        rows = []
+        for prompt, before in zip(prompts, made, strict=True):
+            length = draw()
+            while length <= before and before < 220:  # it has made so many already
+                length = draw()
+            rows.append((prompt, length - before))
+        exceeded += most_of(rows) > pool
+    assert exceeded / 400 <= 0.10
+    assert pool <= sum(prompts) + count * 800, "no more than everybody's longest answer"
 
 
 def test_who_ends_makes_room_for_those_that_last():
-    """Ten that end at once and one that doubles: not everybody's growth at the same time."""
-    short, long = [(10, 1)] * 10, (10, 100)
-    assert peak_use(short).with_one(*long) == pytest.approx(121)
+    """Two hundred answers of 1 to 400 tokens: not everybody's growth at the same time."""
+    known = learned(*range(1, 401, 2))
+    peak = running(known, *[(100, 0)] * 200)
+    assert least(peak, 100) < 201 * (100 + known.mean("chat"))
+
+
+def test_answers_that_are_all_alike_are_all_there_until_the_end():
+    known = learned(*[300] * MEMORY)
+    assert least(running(known, *[(100, 0)] * 49), 100) > 0.9 * 50 * 400
+
+
+def test_nothing_is_known_yet():
+    """128 tokens each are believed in, and one cannot be sure."""
+    assert 1_000 + 128 < least(running(OutputLengths()), 1_000) < 3_000
+
+
+@given(
+    st.lists(st.integers(1, 3_000), max_size=30),
+    st.lists(st.tuples(st.integers(1, 5_000), st.integers(0, 3_500)), max_size=6),
+    st.integers(1, 5_000),
+)
+def test_one_after_the_other_or_at_once(lengths, rows, held):
+    known = learned(*lengths)
+    at_once, one_by_one = running(known, *rows), running(known)
+    for row in rows:
+        one_by_one.fits("chat", 1.0, 0, LIMIT, 0.0)  # to be asked in between makes no difference
+        one_by_one.add(["chat"], *(np.array([float(value)]) for value in (*row, LIMIT)))
+    assert least(one_by_one, held) == pytest.approx(least(at_once, held), abs=1)
+
+
+@given(st.lists(st.integers(1, 500), min_size=1, max_size=30), st.integers(0, 400), st.integers(1, 5_000))
+def test_whom_the_longest_answers_leave_room_fits(lengths, made, held):
+    known = learned(*lengths)
+    peak = running(known, (held, made))
+    left = max(lengths) - made if made < max(lengths) else LIMIT - made
+    assert least(peak, 10) <= held + left + 10 + max(lengths)

@@ -200,6 +200,32 @@ def test_nobody_new_takes_the_room_of_one_that_lost_its_own_while_it_answered() 
     assert numbers(policy().choose(0.0, NO_DECODES, queue_of(lost, short, other), Small())) == [2]
 
 
+def test_where_the_pool_is_full_who_needs_most_of_it_for_longest_is_left_behind() -> None:
+    """129 tokens are expected of either, in steps of 1 ms. The GPU has time for both; of a pool of 10,000 the long one
+    needs (6,000 + 64.5) / 10,000 for 189 ms, which is 115 ms of all of it, and must begin in 90."""
+    pool = Pool(places=0)
+    pool.kv_tokens = 10_000
+    short = Prompt(0, 1_000, ttft_us=170_000, arrival_us=-50_000)
+    long = Prompt(1, 6_000, ttft_us=200_000, arrival_us=-50_000)
+    queue, ours = queue_of(short, long), policy()
+    assert not ours.choose(0.0, NO_DECODES, queue, pool).given_up, "nobody was refused room before"
+    told = ours.choose(0.0, NO_DECODES, queue, pool).given_up
+    assert [(each.request, each.reason) for each in told] == [(long, "left_behind")]
+    assert told[0].numbers["predicted_ttft_us"] == pytest.approx(50_000 + 15_000 + 115_000, rel=0.02)
+    ours.choose(0.0, NO_DECODES, queue, Pool())
+    assert not ours.choose(0.0, NO_DECODES, queue, pool).given_up, "there was room in the step before"
+
+
+def test_a_worker_whose_pool_is_full_does_not_take_its_gpu_for_slow() -> None:
+    ours, queue = policy(), queue_of(Prompt(0, 1_000))
+    before = ours.prefill_share
+    for pool, same in ((Pool(places=0), True), (Pool(), False)):
+        ours.choose(0.0, NO_DECODES, queue, pool)
+        for _ in range(50):
+            ours.stepped(StepChoice(), NO_DECODES, True, predicted_us=20_000.0, took_us=20_000.0)
+        assert (ours.prefill_share == before) == same
+
+
 def test_a_step_too_short_for_a_long_context_is_filled_with_others() -> None:
     """32 tokens after 90,000 take 2.9 ms here, and the decode leaves 2."""
     steep = SloPolicy(StepTimeModel(1_000.0, 0.0, 0.0, 1e-3, 0.0, host_us=0.0), 100_000, 1_000, rules=EXACT)

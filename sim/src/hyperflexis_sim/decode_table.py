@@ -144,6 +144,16 @@ class DecodeTable:
         found: Floats = self._table[CONTEXT, : self.count]
         return found
 
+    def made(self) -> Floats:
+        """[count]"""
+        found: Floats = self._table[MADE, : self.count]
+        return found
+
+    def limits(self) -> Floats:
+        """[count] Output tokens at most."""
+        found: Floats = self._table[LIMIT, : self.count]
+        return found
+
     def growth(self) -> Floats:
         """[count] Tokens that each is expected to grow by: OutputLengths.remaining."""
         used = self._table[:, : self.count]

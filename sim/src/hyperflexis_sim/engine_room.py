@@ -81,7 +81,8 @@ class EngineRoom:
             return None
         if self._reserve_growth and (self._table.count or self._owed):
             tokens = self.kv_tokens - self.used + self._table.context_tokens + self.begun_tokens
-            if self._running().with_one(self._new(request), self._remaining(request)) > tokens:
+            new = self._new(request)
+            if not self._running().fits(request.tier, new, request.made, request.max_tokens, tokens):
                 return None
         return Offer(cached, _whole(request) - cached)
 
@@ -89,7 +90,7 @@ class EngineRoom:
         if not request.computed:
             self._owed += self._new(request)
             if self._reserve_growth:
-                self._running().add(self._new(request), self._remaining(request))
+                self._add(self._running(), [request], [self._new(request)])
 
     def start(self, request: SimRequest, model: StepTimeModel) -> bool:
         """Where it has not begun it does so, with what is cached of it; False where that is nothing."""
@@ -152,10 +153,21 @@ class EngineRoom:
 
     def _running(self) -> PeakUse:
         if self._peak is None:
-            begun = self._begun()
-            held = np.append(self._table.contexts(), [_whole(request) for request in begun])
-            self._peak = PeakUse(held, np.append(self._table.growth(), [self._remaining(request) for request in begun]))
+            self._peak, table, begun = PeakUse(self._lengths), self._table, self._begun()
+            if table.count:
+                self._peak.add([r.tier for r in table.requests], table.contexts(), table.made(), table.limits())
+            if begun:
+                self._add(self._peak, begun, list(map(_whole, begun)))
         return self._peak
+
+    @staticmethod
+    def _add(peak: PeakUse, requests: list[Waiting], held: list[int]) -> None:
+        peak.add(
+            [request.tier for request in requests],
+            np.array(held, np.float64),
+            np.array([float(request.made) for request in requests]),
+            np.array([float(request.max_tokens) for request in requests]),
+        )
 
     def _begun(self) -> list[Waiting]:
         return [self._waiting.requests[at] for at in np.flatnonzero(self._waiting.computed).tolist()]

@@ -60,6 +60,7 @@ class AdmissionPolicy(SloPolicy):
                 return
             taken = self._take(request, room, tokens, choice)
             if not taken:
+                self._short_of = float(room.kv_tokens)
                 return  # no room: nobody overtakes it
             tokens, sequences = tokens + taken, sequences + 1
             waiting_us += self.model.prefill_us(request.to_compute, request.computed)

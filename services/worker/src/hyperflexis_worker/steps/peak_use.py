@@ -1,43 +1,64 @@
 """How much of a KV pool those who run will need at the worst moment, as far as one can tell.
 
-Each grows by the tokens that it is expected to make yet, and leaves everything when it has made them. Memory is
-shortest just before one of them ends: what those that last longer hold by then is known. To add up everybody's growth
-as if nobody ended before the others would leave much of the pool idle. The estimate is that of the Past-Future
-scheduler (arXiv 2507.10150), with means where that has distributions.
+Each grows by a token a step and leaves everything when it ends; when that will be, the lengths of earlier answers tell.
+So what they need at any time ahead has a mean and a spread, and the worst of those times must fit, with as much spread
+on top as is exceeded one time in twenty. To add up everybody's growth as if nobody ended before the others would leave
+much of the pool idle. After the Past-Future scheduler (arXiv 2507.10150), which draws the lengths instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_worker.steps.prefill_queue import Floats
+
+AHEAD = np.array([0, *(1 << power for power in range(15))], np.float64)
+"""[k] The spans of tokens ahead that are looked at begin here ..."""
+_GROWN = np.append(AHEAD[1:], 2 * AHEAD[-1]) - 1
+"""[k] ... and by their ends everybody who is there when they begin has grown by so much at most."""
+SPREADS = 1.645
+"""Standard deviations that a normal variable exceeds one time in twenty."""
 
 
 class PeakUse:
-    """`held` and `left`: [n], what each has, or will have when its prompt is computed, and what it will grow by. In
-    tokens or in blocks."""
+    """Of those added, in tokens."""
 
-    def __init__(self, held: Floats, left: Floats) -> None:
-        order = np.argsort(-left, kind="stable")
-        self._left = left[order]
-        self._held = held[order]
-        self._count()
+    def __init__(self, lengths: OutputLengths) -> None:
+        self._lengths = lengths
+        self._added: list[tuple[Sequence[str], Floats, Floats, Floats]] = []
+        """Those that the sums do not have yet: most pools are so roomy that nobody asks for them."""
+        self._most = 0.0
+        """If every answer got as long as any."""
+        self._mean = np.zeros(len(AHEAD))
+        self._variance = np.zeros(len(AHEAD))
 
-    def with_one(self, held: float, left: float) -> float:
-        """The peak if one more ran."""
-        at = int(np.searchsorted(-self._left, -left, "right"))
-        before = float(self._sums[at - 1]) if at else 0.0
-        own = before + held + left * (at + 1)
-        longer, shorter = self._peaks[:at], self._peaks[at:] + self._left[at:] + held
-        return max(own, float(longer.max(initial=0.0)), float(shorter.max(initial=0.0)))
+    def add(self, tiers: Sequence[str], held: Floats, made: Floats, max_tokens: Floats) -> None:
+        """[n] each. `held`: what each has, or will have when its prompt is computed."""
+        self._added.append((tiers, held, made, max_tokens))
+        self._most += self._at_most(tiers, held, made, max_tokens)
 
-    def add(self, held: float, left: float) -> None:
-        at = int(np.searchsorted(-self._left, -left, "right"))
-        self._left = np.insert(self._left, at, left)
-        self._held = np.insert(self._held, at, held)
-        self._count()
+    def fits(self, tier: str, held: float, made: int, max_tokens: int, within: float) -> bool:
+        """Whether one more could run to its end within so many."""
+        one = [tier], np.array([held], np.float64), np.array([float(made)]), np.array([float(max_tokens)])
+        if self._most + self._at_most(*one) <= within:
+            return True
+        for added in self._added:
+            mean, variance = self._need(*added)
+            self._mean += mean
+            self._variance += variance
+        self._added.clear()
+        mean, variance = self._need(*one)
+        return float((self._mean + mean + SPREADS * np.sqrt(self._variance + variance)).max()) <= within
 
-    def _count(self) -> None:
-        self._sums = np.cumsum(self._held)
-        self._peaks = self._sums + self._left * np.arange(1, len(self._left) + 1)
-        """[n] Just before each ends, in order of how long they last, the longest first."""
+    def _at_most(self, tiers: Sequence[str], held: Floats, made: Floats, max_tokens: Floats) -> float:
+        return float((held + self._lengths.most(tiers, made, max_tokens)).sum())
+
+    def _need(self, tiers: Sequence[str], held: Floats, made: Floats, max_tokens: Floats) -> tuple[Floats, Floats]:
+        """[k] each"""
+        lasts = self._lengths.outlasting(tiers, made, max_tokens, AHEAD)
+        uses = held[:, None] + _GROWN
+        each = lasts * uses
+        return each.sum(axis=0), (each * (1 - lasts) * uses).sum(axis=0)

@@ -38,15 +38,16 @@ class PoolRoom:
     ) -> None:
         self._pool = pool
         self._lengths = lengths
+        self.kv_tokens = pool.total * pool.block_tokens
         self._free = free
         self._admits = admits
         own = sum(max(pool.blocks_for(s.computed + 1), len(s.blocks)) for s in decoding)
         self._tokens = (free + own + sum(len(s.blocks) for s in begun)) * pool.block_tokens
         """In the blocks of those who run, those taken in this step among them, and in free ones."""
-        held = [self._held(s.computed + 1) for s in decoding] + [self._held(s.num_tokens) for s in begun]
-        left = [self._left(s) for s in (*decoding, *begun)]
-        self._running = len(held)
-        self._peak = PeakUse(np.array(held, np.float64), np.array(left, np.float64))
+        self._running = [(s, self._held(s.computed + 1)) for s in decoding]
+        self._running += [(s, self._held(s.num_tokens)) for s in begun]
+        self._peak: PeakUse | None = None
+        """Of those who run, those taken in this step too; None = not asked yet."""
         self._cached: dict[Sequence, tuple[int, ...]] = {}
 
     def offer(self, request: Waiting) -> Offer | None:
@@ -62,7 +63,7 @@ class PoolRoom:
         needed = self._needed(request, cached)
         if needed > self._free:
             return None
-        if self._running and self._peak.with_one(*self._use(request, cached)) > self._tokens:
+        if self._running and not self._fits(request, self._use(request, cached)):
             return None
         self._cached[request] = tuple(cached)
         start = len(cached) * pool.block_tokens
@@ -77,8 +78,9 @@ class PoolRoom:
             return
         cached = list(self._cached[request])
         self._free -= self._needed(request, cached)
-        self._peak.add(*self._use(request, cached))
-        self._running += 1
+        self._running.append((request, self._use(request, cached)))
+        if self._peak is not None:
+            self._add(self._peak, self._running[-1:])
 
     def start(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
         """Where the chunk of one that was taken begins, and the cached blocks before it."""
@@ -88,14 +90,27 @@ class PoolRoom:
     def _needed(self, sequence: Sequence, cached: list[int]) -> int:
         return self._pool.blocks_for(sequence.num_tokens) - len(cached) + self._pool.idle(cached)
 
-    def _use(self, sequence: Sequence, cached: list[int]) -> tuple[float, float]:
-        """What it would hold that nobody else owns, and what it would grow by."""
+    def _use(self, sequence: Sequence, cached: list[int]) -> float:
+        """What it would hold that nobody else owns."""
         shared = (len(cached) - self._pool.idle(cached)) * self._pool.block_tokens
-        return self._held(sequence.num_tokens - shared), self._left(sequence)
+        return self._held(sequence.num_tokens - shared)
 
     def _held(self, tokens: int) -> float:
         """Tokens in its blocks, the last one of which may be nearly empty at any moment."""
         return float(tokens + self._pool.block_tokens - 1)
 
-    def _left(self, sequence: Sequence) -> float:
-        return self._lengths.remaining(sequence.tier, sequence.made, sequence.max_tokens)
+    def _fits(self, sequence: Sequence, held: float) -> bool:
+        """Whether it can run beside the others to its end."""
+        if self._peak is None:
+            self._peak = PeakUse(self._lengths)
+            self._add(self._peak, self._running)
+        return self._peak.fits(sequence.tier, held, sequence.made, sequence.max_tokens, self._tokens)
+
+    @staticmethod
+    def _add(peak: PeakUse, running: Rows[tuple[Sequence, float]]) -> None:
+        peak.add(
+            [s.tier for s, _ in running],
+            np.array([held for _, held in running]),
+            np.array([float(s.made) for s, _ in running]),
+            np.array([float(s.max_tokens) for s, _ in running]),
+        )

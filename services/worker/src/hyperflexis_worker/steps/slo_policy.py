@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_common.step_time import StepTimeModel
@@ -43,12 +44,17 @@ class SloPolicy:
         """Of the time while prompts wait, what goes into prefill: the rest is decodes and what steps cost anyway."""
         self._pace = 1.0
         """Actual over predicted step time."""
+        self._step_us = model.base_us
+        """Of steps with decodes in them, the mean."""
+        self._short_of: float | None = None
+        """Tokens in the pool, where somebody found no room in it in the last step; else None."""
 
     def choose(self, now_us: float, decodes: Decodes, queue: PrefillQueue, room: Room) -> StepChoice:
         choice = StepChoice()
         key = self._order(now_us, queue, choice) if len(queue) else _NOBODY
         budget = StepBudget(self.rules, self.model, self._pace, now_us, decodes)
         choice.budget_us = self._limit_us(budget, queue, key)
+        self._short_of = None
         if len(queue):
             self._fill(budget, key, queue, room, choice)
         return choice
@@ -61,7 +67,9 @@ class SloPolicy:
             # An outlier (a stall, a garbage collection) is no new pace.
             ratio = min(max(took_us / predicted_us, 0.5 * self._pace), 2 * self._pace)
             self._pace += rules.pace_rate * (ratio - self._pace)
-        if waiting_left and took_us > 0:
+        if decodes.count:
+            self._step_us += rules.pace_rate * (took_us - self._step_us)
+        if waiting_left and took_us > 0 and self._short_of is None:
             prefill_us = self._pace * sum(
                 self.model.prefill_us(tokens, request.computed) for request, tokens in choice.chunks
             )
@@ -114,23 +122,52 @@ class SloPolicy:
                 due_us = np.where(gone, np.inf, due_us)
                 begun = begun | gone
         if rules.size_weight:
-            size = work_us / worth
-            size[begun] = -np.inf
-            time_us = alone_us / self._time_share
-            behind = left_behind(due_us, time_us, size, now_us + self._start_us())
+            behind, time_us = self._behind(now_us, queue, begun, due_us, alone_us, work_us / worth)
             if len(behind):
                 self._leave(now_us, queue, behind, time_us, alone_us, key, choice)
         return key
 
+    def _behind(
+        self,
+        now_us: float,
+        queue: PrefillQueue,
+        begun: npt.NDArray[np.bool_],
+        due_us: Floats,
+        alone_us: Floats,
+        size: Floats,
+    ) -> tuple[Rows, Floats]:
+        """Who is left behind, and for how long each [len(queue)] keeps all of what is short to itself: the GPU until
+        its first token, or, where the pool is full, the pool until its last one."""
+        if self._short_of is None:
+            time_us = alone_us / self._time_share
+            size = np.where(begun, -np.inf, size)
+            return left_behind(due_us, time_us, size, now_us + self._start_us()), time_us
+        new = (queue.computed == 0) & (due_us < np.inf)
+        time_us = np.where(new, self._pool_us(queue, alone_us, self._short_of), 0.0)
+        size = np.where(new & ~begun, size, -np.inf)
+        begin_us = due_us - alone_us
+        order = np.argsort(begin_us, kind="stable")
+        return order[left_behind(begin_us[order], time_us[order], size[order], now_us)], time_us
+
     def _work(self, queue: PrefillQueue) -> tuple[Floats, Floats, Floats]:
-        """[len(queue)] Each one's prefill; that and the decodes expected after it; what it is worth. Times as they
-        really are, pace and all."""
+        """[len(queue)] Each one's prefill; that and the decodes expected after it, or what it takes of a pool that is
+        full, if that is more; what it is worth. Times as they really are, pace and all."""
         pace, model, tokens = self._pace, self.model, queue.to_compute
         alone_us = pace * queue.prefill_us(model)
         decode_tokens = queue.output_left(self._lengths)
         context = tokens + queue.computed + decode_tokens / 2
-        decode_us = decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
-        return alone_us, alone_us + decode_us, self.worth.of(queue)
+        work_us = alone_us + decode_tokens * pace * (model.c2_us + model.c5_us + model.c4_us * context)
+        if self._short_of is not None:
+            work_us = np.maximum(work_us, self._pool_us(queue, alone_us, self._short_of))
+        return alone_us, work_us, self.worth.of(queue)
+
+    def _pool_us(self, queue: PrefillQueue, alone_us: Floats, pool_tokens: float) -> Floats:
+        """[len(queue)] The part of the pool that each needs, times how long it keeps it: as if one after the other had
+        all of it."""
+        left = queue.output_left(self._lengths)
+        tokens = queue.to_compute + queue.computed + left / 2
+        pool_us: Floats = tokens / pool_tokens * (alone_us + left * self._step_us)
+        return pool_us
 
     def turns_us(self, queue: PrefillQueue) -> Floats:
         """[len(queue)]"""
@@ -199,6 +236,7 @@ class SloPolicy:
             offer = room.offer(request)
             if offer is None:
                 if not request.computed:
+                    self._short_of = float(room.kv_tokens)
                     key[new] = np.inf  # nobody new takes the room that it waits for
                 continue
             chunk = min(offer.tokens, self._max_tokens - tokens)

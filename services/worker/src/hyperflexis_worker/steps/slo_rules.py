@@ -34,7 +34,7 @@ class SloRules:
     """Time constant of the measured share of time that prefill gets."""
     least_share: float = 0.12
     pace_rate: float = 0.03
-    """Weight of one step in the mean of actual over predicted step time."""
+    """Weight of one step in the means of actual over predicted step time, and of how long a step with decodes is."""
     size_weight: bool = True
     """Victims by size and worth (Moore-Hodgson); else only the hopeless are given up."""
     patience: float = 0.1

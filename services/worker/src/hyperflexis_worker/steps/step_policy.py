@@ -52,6 +52,11 @@ class Offer(NamedTuple):
 class Room(Protocol):
     """The KV pool as admission sees it."""
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens that the pool holds when nobody else is there."""
+        ...
+
     def offer(self, request: Waiting) -> Offer | None:
         """None where the pool has no room for it: its prompt, and what all who run are expected to grow by."""
         ...
