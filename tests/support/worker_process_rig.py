@@ -74,11 +74,12 @@ class FakeScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
                 await context.write(ws.WorkerSessionResponse(epoch=1, ping=rs.Ping(id=1)))
                 await asyncio.sleep(0.2)
             return
-        self._context, self._seq, self.report_seqs = context, 0, []
+        self.report_seqs = []
         fence = identity_pb2.Fence(epoch=1, leader_id="fake")
         registered = ws.Registered(fence=fence, report_interval_us=200_000)
         await context.write(ws.WorkerSessionResponse(epoch=1, registered=registered))
         # Only now: who waits for a session writes next, and a stream takes one write at a time.
+        self._context, self._seq = context, 0
         self.sessions += 1
         while (message := await context.read()) is not grpc.aio.EOF:
             if message.HasField("report"):
@@ -89,6 +90,8 @@ class FakeScheduler(scheduler_service_pb2_grpc.SchedulerServiceServicer):
                 self.pongs.append(message.pong.id)
 
     async def send(self, **command: Any) -> None:
+        """Over the session that is open, or the next one: a worker that got no time for seconds dials again."""
+        await eventually(lambda: not self._context.done())
         self._seq += 1
         await self._context.write(ws.WorkerSessionResponse(epoch=1, seq=self._seq, **command))
 

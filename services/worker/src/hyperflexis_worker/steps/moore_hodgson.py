@@ -1,8 +1,8 @@
 """Whom to leave behind when not everybody can be on time.
 
 Moore and Hodgson's rule (1968) keeps the most jobs on time on one machine: take them by deadline, and whenever one
-would be late, leave behind the largest so far. Here a job takes its prefill's time, and the size by which victims are
-chosen is all the work it still asks of the GPU, divided by what it is worth.
+would be late, leave behind the largest so far. Here a job takes its prefill's time, or its part of a pool that is
+short; the size by which victims are chosen is all the work that it still asks for, divided by what it is worth.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much of a KV pool those who run will need at the worst moment, as far as one can tell.
 
 Each grows by a token a step and leaves everything when it ends; when that will be, the lengths of earlier answers tell.
-So what they need at any time ahead has a mean and a spread, and the worst of those times must fit, with as much spread
-on top as is exceeded one time in twenty. To add up everybody's growth as if nobody ended before the others would leave
+So what they need at any time ahead has a mean and a spread, and the worst of those times must fit, with two spreads on
+top. To add up everybody's growth as if nobody ended before the others would leave
 much of the pool idle. After the Past-Future scheduler (arXiv 2507.10150), which draws the lengths instead.
 """
 
@@ -15,12 +15,14 @@ import numpy as np
 from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_worker.steps.prefill_queue import Floats
 
-AHEAD = np.array([0, *(1 << power for power in range(15))], np.float64)
+AHEAD = np.unique(np.floor([0, *(2 ** (half / 2) for half in range(31))]))
 """[k] The spans of tokens ahead that are looked at begin here ..."""
-_GROWN = np.append(AHEAD[1:], 2 * AHEAD[-1]) - 1
-"""[k] ... and by their ends everybody who is there when they begin has grown by so much at most."""
-SPREADS = 1.645
-"""Standard deviations that a normal variable exceeds one time in twenty."""
+_GROWN = np.append(AHEAD[1:], 65_537) - 1
+"""[k] ... and by their ends everybody who is there when they begin has grown by so much at most. Beyond 65,536 nobody
+looks."""
+SPREADS = 2.0
+"""Standard deviations: at any one time ahead a normal variable exceeds them one time in forty, at some time, which is
+what preempts, about one in twenty."""
 
 
 class PeakUse:
@@ -59,6 +61,7 @@ class PeakUse:
     def _need(self, tiers: Sequence[str], held: Floats, made: Floats, max_tokens: Floats) -> tuple[Floats, Floats]:
         """[k] each"""
         lasts = self._lengths.outlasting(tiers, made, max_tokens, AHEAD)
-        uses = held[:, None] + _GROWN
+        most = self._lengths.most(tiers, made, max_tokens)
+        uses = held[:, None] + np.minimum(_GROWN, most[:, None])
         each = lasts * uses
         return each.sum(axis=0), (each * (1 - lasts) * uses).sum(axis=0)

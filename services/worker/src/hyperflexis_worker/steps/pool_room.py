@@ -38,7 +38,7 @@ class PoolRoom:
     ) -> None:
         self._pool = pool
         self._lengths = lengths
-        self.kv_tokens = pool.total * pool.block_tokens
+        self.kv_tokens = pool.usable * pool.block_tokens
         self._free = free
         self._admits = admits
         own = sum(max(pool.blocks_for(s.computed + 1), len(s.blocks)) for s in decoding)

@@ -68,7 +68,7 @@ class SloPolicy:
             ratio = min(max(took_us / predicted_us, 0.5 * self._pace), 2 * self._pace)
             self._pace += rules.pace_rate * (ratio - self._pace)
         if decodes.count:
-            self._step_us += rules.pace_rate * (took_us - self._step_us)
+            self._step_us += rules.pace_rate * (min(took_us, 2 * self._step_us) - self._step_us)
         if waiting_left and took_us > 0 and self._short_of is None:
             prefill_us = self._pace * sum(
                 self.model.prefill_us(tokens, request.computed) for request, tokens in choice.chunks
@@ -122,9 +122,9 @@ class SloPolicy:
                 due_us = np.where(gone, np.inf, due_us)
                 begun = begun | gone
         if rules.size_weight:
-            behind, time_us = self._behind(now_us, queue, begun, due_us, alone_us, work_us / worth)
+            behind, first_us = self._behind(now_us, queue, begun, due_us, alone_us, work_us / worth)
             if len(behind):
-                self._leave(now_us, queue, behind, time_us, alone_us, key, choice)
+                self._leave(now_us, queue, behind, first_us, alone_us, key, choice)
         return key
 
     def _behind(
@@ -136,18 +136,24 @@ class SloPolicy:
         alone_us: Floats,
         size: Floats,
     ) -> tuple[Rows, Floats]:
-        """Who is left behind, and for how long each [len(queue)] keeps all of what is short to itself: the GPU until
-        its first token, or, where the pool is full, the pool until its last one."""
+        """[v] Who is left behind, and when each would have its first token if it came after those who are not.
+
+        Each keeps what is short to itself: the GPU until its first token, or, where somebody found no room, a part of
+        the pool until its last one, if that is more. The pool must be done with all of that when there is just time
+        left for its prefill: those behind may find room all the same, so they are told only once they would be late."""
+        time_us, own_us = alone_us / self._time_share, alone_us / self._time_share
+        size, start_us = np.where(begun, -np.inf, size), now_us + self._start_us()
         if self._short_of is None:
-            time_us = alone_us / self._time_share
-            size = np.where(begun, -np.inf, size)
-            return left_behind(due_us, time_us, size, now_us + self._start_us()), time_us
-        new = (queue.computed == 0) & (due_us < np.inf)
-        time_us = np.where(new, self._pool_us(queue, alone_us, self._short_of), 0.0)
-        size = np.where(new & ~begun, size, -np.inf)
-        begin_us = due_us - alone_us
-        order = np.argsort(begin_us, kind="stable")
-        return order[left_behind(begin_us[order], time_us[order], size[order], now_us)], time_us
+            behind = left_behind(due_us, time_us, size, start_us)
+        else:
+            new = (queue.computed == 0) & (due_us < np.inf)
+            pool_us = np.where(new, self._pool_us(queue, alone_us, self._short_of), 0.0)
+            due_us = np.where(pool_us > time_us, due_us - own_us, due_us)
+            time_us, size = np.maximum(time_us, pool_us), np.where(new, size, -np.inf)
+            order = np.argsort(due_us, kind="stable")
+            behind = order[left_behind(due_us[order], time_us[order], size[order], start_us)]
+        kept_us = float(time_us.sum() - time_us[behind].sum())
+        return behind, start_us + kept_us + own_us[behind]
 
     def _work(self, queue: PrefillQueue) -> tuple[Floats, Floats, Floats]:
         """[len(queue)] Each one's prefill; that and the decodes expected after it, or what it takes of a pool that is
@@ -183,20 +189,18 @@ class SloPolicy:
         now_us: float,
         queue: PrefillQueue,
         behind: Rows,
-        time_us: Floats,
+        first_us: Floats,
         alone_us: Floats,
         key: Floats,
         choice: StepChoice,
     ) -> None:
         """Those left behind: told at once where patience is over, else they come after everybody who can be on time."""
         key[behind] = queue.due_us[behind] + _AFTER_ALL
-        kept_us = float(time_us.sum() - time_us[behind].sum())
         age_us = now_us - queue.arrival_us[behind]
         patience_us = self.rules.patience * (queue.due_us[behind] - queue.arrival_us[behind])
-        over = (age_us >= patience_us) & (queue.computed[behind] == 0)
-        for at in behind[over].tolist():
-            first_us = now_us + kept_us + float(time_us[at])
-            self._give_up(choice, queue, at, "left_behind", first_us, float(alone_us[at]))
+        over = (age_us >= patience_us) & (queue.computed[behind] == 0) & (first_us > queue.due_us[behind])
+        for at, token_us in zip(behind[over].tolist(), first_us[over].tolist(), strict=True):
+            self._give_up(choice, queue, at, "left_behind", token_us, float(alone_us[at]))
             key[at] = np.inf
 
     @staticmethod
