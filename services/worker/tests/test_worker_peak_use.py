@@ -47,7 +47,7 @@ def most_of(rows: list[tuple[int, int]]) -> int:
 
 @pytest.mark.parametrize("spread", ["alike", "exponential", "two kinds"])
 @pytest.mark.parametrize("count", [5, 20, 100])
-def test_one_time_in_twenty_it_is_exceeded_or_less_often(spread, count):
+def test_one_time_in_twelve_it_is_exceeded_or_less_often(spread, count):
     chance = random.Random(count)
     draw = {
         "alike": lambda: chance.randint(180, 220),

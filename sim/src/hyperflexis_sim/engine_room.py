@@ -90,7 +90,7 @@ class EngineRoom:
         if not request.computed:
             self._owed += self._new(request)
             if self._reserve_growth:
-                self._add(self._running(), [request], [self._new(request)])
+                self._running().add_requests([request], [self._new(request)])
 
     def start(self, request: SimRequest, model: StepTimeModel) -> bool:
         """Where it has not begun it does so, with what is cached of it; False where that is nothing."""
@@ -157,17 +157,8 @@ class EngineRoom:
             if table.count:
                 self._peak.add([r.tier for r in table.requests], table.contexts(), table.made(), table.limits())
             if begun:
-                self._add(self._peak, begun, list(map(_whole, begun)))
+                self._peak.add_requests(begun, list(map(_whole, begun)))
         return self._peak
-
-    @staticmethod
-    def _add(peak: PeakUse, requests: list[Waiting], held: list[int]) -> None:
-        peak.add(
-            [request.tier for request in requests],
-            np.array(held, np.float64),
-            np.array([float(request.made) for request in requests]),
-            np.array([float(request.max_tokens) for request in requests]),
-        )
 
     def _begun(self) -> list[Waiting]:
         return [self._waiting.requests[at] for at in np.flatnonzero(self._waiting.computed).tolist()]

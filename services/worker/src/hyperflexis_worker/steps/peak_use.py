@@ -2,8 +2,8 @@
 
 Each grows by a token a step and leaves everything when it ends; when that will be, the lengths of earlier answers tell.
 So what they need at any time ahead has a mean and a spread, and the worst of those times must fit, with two spreads on
-top. To add up everybody's growth as if nobody ended before the others would leave
-much of the pool idle. After the Past-Future scheduler (arXiv 2507.10150), which draws the lengths instead.
+top. To add up everybody's growth as if nobody ended before the others would leave much of the pool idle. After
+the Past-Future scheduler (arXiv 2507.10150), which draws the lengths instead.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hyperflexis_common.output_lengths import OutputLengths
-from hyperflexis_worker.steps.prefill_queue import Floats
+from hyperflexis_worker.steps.prefill_queue import Floats, Waiting
 
 AHEAD = np.unique(np.floor([0, *(2 ** (half / 2) for half in range(31))]))
 """[k] The spans of tokens ahead that are looked at begin here ..."""
@@ -21,8 +21,8 @@ _GROWN = np.append(AHEAD[1:], 65_537) - 1
 """[k] ... and by their ends everybody who is there when they begin has grown by so much at most. Beyond 65,536 nobody
 looks."""
 SPREADS = 2.0
-"""Standard deviations: at any one time ahead a normal variable exceeds them one time in forty, at some time, which is
-what preempts, about one in twenty."""
+"""Standard deviations: at any one time ahead a normal variable exceeds them one time in forty; at some time, which is
+what preempts, one in fourteen at most (a test, of three distributions)."""
 
 
 class PeakUse:
@@ -41,6 +41,11 @@ class PeakUse:
         """[n] each. `held`: what each has, or will have when its prompt is computed."""
         self._added.append((tiers, held, made, max_tokens))
         self._most += self._at_most(tiers, held, made, max_tokens)
+
+    def add_requests(self, requests: Sequence[Waiting], held: Sequence[float]) -> None:
+        made = np.array([request.made for request in requests], np.float64)
+        max_tokens = np.array([request.max_tokens for request in requests], np.float64)
+        self.add([request.tier for request in requests], np.array(held, np.float64), made, max_tokens)
 
     def fits(self, tier: str, held: float, made: int, max_tokens: int, within: float) -> bool:
         """Whether one more could run to its end within so many."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 
-import numpy as np
-
 from hyperflexis_common.output_lengths import OutputLengths
 from hyperflexis_worker.steps.blocks import BlockPool
 from hyperflexis_worker.steps.peak_use import PeakUse
@@ -80,7 +78,7 @@ class PoolRoom:
         self._free -= self._needed(request, cached)
         self._running.append((request, self._use(request, cached)))
         if self._peak is not None:
-            self._add(self._peak, self._running[-1:])
+            self._peak.add_requests([request], [self._running[-1][1]])
 
     def start(self, sequence: Sequence) -> tuple[int, tuple[int, ...]]:
         """Where the chunk of one that was taken begins, and the cached blocks before it."""
@@ -103,14 +101,5 @@ class PoolRoom:
         """Whether it can run beside the others to its end."""
         if self._peak is None:
             self._peak = PeakUse(self._lengths)
-            self._add(self._peak, self._running)
+            self._peak.add_requests([s for s, _ in self._running], [held for _, held in self._running])
         return self._peak.fits(sequence.tier, held, sequence.made, sequence.max_tokens, self._tokens)
-
-    @staticmethod
-    def _add(peak: PeakUse, running: Rows[tuple[Sequence, float]]) -> None:
-        peak.add(
-            [s.tier for s, _ in running],
-            np.array([held for _, held in running]),
-            np.array([float(s.made) for s, _ in running]),
-            np.array([float(s.max_tokens) for s, _ in running]),
-        )

@@ -141,7 +141,7 @@ class SloPolicy:
         Each keeps what is short to itself: the GPU until its first token, or, where somebody found no room, a part of
         the pool until its last one, if that is more. The pool must be done with all of that when there is just time
         left for its prefill: those behind may find room all the same, so they are told only once they would be late."""
-        time_us, own_us = alone_us / self._time_share, alone_us / self._time_share
+        time_us = own_us = alone_us / self._time_share
         size, start_us = np.where(begun, -np.inf, size), now_us + self._start_us()
         if self._short_of is None:
             behind = left_behind(due_us, time_us, size, start_us)
